@@ -33,7 +33,7 @@ Variants = Annotated[tuple[Variant, ...], BeforeValidator(_split), Field(min_len
 Benchmark = Literal["embedded", "embedded_hard"]
 Benchmarks = Annotated[tuple[Benchmark, ...], BeforeValidator(_split), Field(min_length=1)]
 
-# %% ../nbs/00_settings.ipynb #e855ee91
+# %% ../nbs/00_settings.ipynb #b6e5e4c2
 class Settings(BaseModel):
     "Everything that decides what a run computes"
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -66,6 +66,10 @@ class Settings(BaseModel):
     max_new_tokens: int = Field(gt=0, description="longest answer, in tokens; a longer one counts as truncated")
     eval_batch_size: int = Field(gt=0, description="problems answered at a time")
     bootstrap: int = Field(ge=100, description="bootstrap resamples behind each interval")
+
+    # machine
+    threads: int = Field(ge=0, description="CPU threads of a stage (0: all); part of what makes a result repeatable")
+    jobs: int = Field(ge=0, description="stages that run at a time (0: as many as cores and memory allow)")
 
     _root: Path = PrivateAttr(default=Path("."))
 

@@ -1,0 +1,30 @@
+# make reproduce [PROFILE=smoke|laptop|gpu|paper]   replay the paper
+# make test                                         everything CI checks
+# make lab                                          JupyterLab on the notebooks
+# make lock                                         resolve requirements.lock again from pyproject.toml
+PYTHON ?= python3
+PROFILE ?= laptop
+BIN := .venv/bin
+.PHONY: reproduce test lab lock
+
+reproduce: .venv/ready
+	$(BIN)/smoltraces reproduce --profile $(PROFILE)
+
+test: .venv/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x tests
+
+lab: .venv/ready
+	$(BIN)/jupyter lab nbs
+
+lock: .venv/ready
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+		--upgrade --output-file requirements.lock pyproject.toml
+
+.venv/ready: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "SmolTraces needs Python 3.11 or later: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --compile-bytecode requirements.lock
+	$(BIN)/uv pip install --quiet --no-deps --editable .
+	touch $@

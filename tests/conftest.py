@@ -1,0 +1,36 @@
+"""A copy of the experiment notebooks and settings.ini to run in, so that no test writes into the clone."""
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SECRET = "sk-planted-0123456789abcdef"
+
+
+def project(folder: Path) -> Path:
+    shutil.copytree(ROOT / "nbs" / "experiments", folder / "nbs" / "experiments")
+    shutil.copy(ROOT / "settings.ini", folder)
+    return folder
+
+
+def environment(**extra) -> dict[str, str]:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("SMOLTRACES_") or k == "SMOLTRACES_CACHE"}
+    return {**clean, "PLANTED_API_KEY": SECRET, "PYTHONHASHSEED": "random", **extra}
+
+
+def smoltraces(*arguments: str, cwd: Path, **extra) -> subprocess.CompletedProcess:
+    command = [str(Path(sys.executable).parent / "smoltraces"), *arguments]
+    return subprocess.run(command, cwd=cwd, env=environment(**extra), capture_output=True, text=True)
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    "A project folder in which the smoke profile has been reproduced whole"
+    folder = project(tmp_path_factory.mktemp("smoke"))
+    done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
