@@ -57,7 +57,7 @@ def _show(cfg, only=None):
         if stage.notebook.startswith(only or ""): table.add_row(str(stage), reason(cfg, stage) or "[green]done[/]")
     Console().print(table)
 
-# %% ../nbs/41_cli.ipynb #4bb4b8e0
+# %% ../nbs/41_cli.ipynb #32f9d7e4
 @app.command()
 def status(profile: Profile = "laptop", set_: Set = None):
     "Show which stages are done, and why the others are not."
@@ -76,7 +76,7 @@ def settings(
     from rich.console import Console
     from rich.table import Table
     table = Table("key", "value", "meaning", box=None)
-    for (key, value), info in zip(cfg, type(cfg).model_fields.values()):
+    for (key, value), info in zip(cfg, type(cfg).model_fields.values(), strict=True):
         table.add_row(key, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value), info.description)
     Console().print(table)
 

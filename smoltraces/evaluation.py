@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['prediction_schema', 'task_config', 'local_problems', 'score', 'evaluate']
 
-# %% ../nbs/21_evaluation.ipynb #6a0e109c
-import os
+# %% ../nbs/21_evaluation.ipynb #28511db3
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -16,8 +15,8 @@ import pyarrow as pa
 from .answers import extract, verify
 from .files import read_parquet, write_json, write_parquet
 from .problems import problem_schema, to_problems
-from .settings import InputError, Settings
-from .students import locate, needs, slug, versions
+from .settings import InputError, Settings, needs, slug, versions
+from .students import locate, prepare
 
 # %% ../nbs/21_evaluation.ipynb #a4f0305d
 def task_config(
@@ -69,7 +68,7 @@ def _predictions(samples: list[dict], tokenizer, max_new_tokens: int, **columns)
                      "truncated": n >= max_new_tokens})
     return rows
 
-# %% ../nbs/21_evaluation.ipynb #746e72d6
+# %% ../nbs/21_evaluation.ipynb #002490c5
 def _harness(cfg: Settings, student: str, variant: str, seed: int):
     "lm-eval's model object for a base or fine-tuned student"
     import torch
@@ -94,22 +93,24 @@ def evaluate(
 ) -> pd.DataFrame: # Prediction rows of all `cfg.benchmarks`, also written to predictions/
     "Answer every benchmark with one student; each benchmark's file is written as soon as it is done"
     needs("lm_eval", "eval")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if cfg.offline: os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    prepare(cfg)
     import logging
     import time
 
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
     from transformers.utils.logging import disable_progress_bar
     for name in ("lm_eval", "lm-eval"): logging.getLogger(name).setLevel(logging.ERROR)
     disable_progress_bar()
     model = _harness(cfg, student, variant, seed)
+    manager = TaskManager(include_defaults=False) # reading the harness's own 13,000 task files takes 20 s
     folder = cfg.path("predictions", slug(student), variant, f"seed-{seed}")
     tables = []
     for benchmark in cfg.benchmarks:
         start = time.time()
         task = task_config(benchmark, cfg.path("problems.parquet"), cfg.max_new_tokens)
-        result = simple_evaluate(model, tasks=[task], apply_chat_template=True, bootstrap_iters=0, random_seed=seed)
+        result = simple_evaluate(model, tasks=[task], task_manager=manager, apply_chat_template=True,
+                                 bootstrap_iters=0, random_seed=seed)
         rows = _predictions(result["samples"][task["task"]], model.tokenizer, cfg.max_new_tokens, student=student,
                             variant=variant, seed=seed, benchmark=benchmark)
         write_parquet(folder / f"{benchmark}.parquet", rows, prediction_schema)

@@ -7,20 +7,19 @@ __all__ = ['TITLES', 'QUESTIONS', 'PALETTE', 'MARKERS', 'HATCHES', 'FIGURES', 's
            'style_table', 'difference_table', 'tables', 'in_words', 'save_table', 'plotting', 'plot_accuracy',
            'plot_pivots', 'plot_lengths', 'save_figure', 'report']
 
-# %% ../nbs/32_figures.ipynb #3f41e806
+# %% ../nbs/32_figures.ipynb #8ad019a5
 import base64
 import html
 import json
 import platform
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import pandas as pd
 
 from .files import atomic, read_json, read_parquet, write_text
 from .paper import CITATION, GRADES, MEANING, STUDENTS, VARIANTS, published
-from .settings import InputError, Settings
+from .settings import InputError, Settings, versions
 from .statistics import REFERENCES, verdict
 from .style import PIVOT_COLOURS, PIVOT_TYPES
 
@@ -292,7 +291,7 @@ def save_figure(
                 fig.savefig(temporary, format=ending, dpi=300, metadata=info, bbox_inches="tight")
     return paths
 
-# %% ../nbs/32_figures.ipynb #fb1f6b45
+# %% ../nbs/32_figures.ipynb #00e8fdb0
 FIGURES = { # file name: what it shows
     "accuracy": "Accuracy by variant with 95% bootstrap intervals over problems. Hollow markers: published values of "
                 "another student on another benchmark, for their shape alone.",
@@ -347,21 +346,15 @@ def _public(value) -> str:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else str(value)
 
 
-def _versions() -> dict[str, str]:
-    names = ("smoltraces", "torch", "transformers", "trl", "unsloth", "peft", "datasets", "lm_eval", "reasoning_gym",
+_reported = ("smoltraces", "torch", "transformers", "trl", "unsloth", "peft", "datasets", "lm-eval", "reasoning-gym",
              "math-verify", "pandas", "numpy", "scipy", "seaborn")
-    found = {"python": platform.python_version()}
-    for name in names:
-        try: found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError: pass # an extra that was not needed
-    return found
 
 
 def _details(title: str, pairs: dict) -> str:
     rows = "".join(f"<tr><th scope=row>{html.escape(k)}<td>{html.escape(_public(v))}" for k, v in pairs.items())
     return f"<details><summary>{title}</summary><table>{rows}</table></details>"
 
-# %% ../nbs/32_figures.ipynb #d28dc0ed
+# %% ../nbs/32_figures.ipynb #b2b3edd1
 def report(
     cfg: Settings, # Of a run whose results.parquet and figures are there
 ) -> Path: # report.html; raises InputError naming what is missing
@@ -380,7 +373,7 @@ def report(
         parts += [f'<figure><img alt="{html.escape(shows)}" src="data:image/svg+xml;base64,{image}">'
                   f"<figcaption>{html.escape(shows)}</figcaption></figure>"]
     parts += ["<h2>How it was made</h2>", _details("The variants", MEANING), _details("Settings", dict(cfg)),
-              _details("Versions", _versions())]
+              _details("Versions", {"python": platform.python_version(), **versions(*_reported)})]
     if cfg.path("data", "manifest.json").exists():
         manifest = json.dumps(read_json(cfg.path("data", "manifest.json")), indent=1, ensure_ascii=False)
         parts += [f"<details><summary>Data manifest</summary><pre>{html.escape(manifest)}</pre></details>"]

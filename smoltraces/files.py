@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from .settings import InputError
 
-# %% ../nbs/01_files.ipynb #5cffacba
+# %% ../nbs/01_files.ipynb #52651d4a
 @contextmanager
 def atomic(
     path: Path, # The file or folder that appears when the block ends without an error
@@ -58,7 +58,8 @@ def read_json(path: Path):
     "Read JSON; an InputError names a file that is absent or broken"
     try: return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError: raise InputError(f"{_short(path)} is missing: run the stage that writes it.") from None
-    except ValueError: raise InputError(f"{_short(path)} is not whole JSON: delete it and run its stage again.") from None
+    except ValueError:
+        raise InputError(f"{_short(path)} is not whole JSON: delete it and run its stage again.") from None
 
 
 def _short(path: Path) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stage', 'plan', 'code_hash', 'basis', 'reason', 'scrub', 'StageError', 'jobs', 'reproduce']
 
-# %% ../nbs/40_runs.ipynb #5f442e49
+# %% ../nbs/40_runs.ipynb #2724f91b
 import ast
 import contextlib
 import fcntl
@@ -23,10 +23,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from .files import read_json, sha256, write_json, write_text
-from .settings import InputError, Settings, load_settings
-from .students import needs, slug, versions
+from .settings import InputError, Settings, load_settings, needs, slug, versions
 
-# %% ../nbs/40_runs.ipynb #0b140301
+# %% ../nbs/40_runs.ipynb #40fbb01f
 @dataclass(frozen=True)
 class Stage:
     "One execution of an experiment notebook"
@@ -74,8 +73,9 @@ def plan(
                 stages += [Stage("3_finetune", _train, (f"data/{variant}.parquet",), (weights,),
                                  {"student": student, "variant": variant, "seed": seed}),
                            answer(student, variant, seed, (weights,))]
-    return [*stages, Stage("5_figures", ("students", "variants", "seeds", "benchmarks", "bootstrap"),
-                           (*data, *style, *predictions), ("results.parquet", "tables", "figures", "report.html"))]
+    return [*stages, Stage("5_figures", ("students", "variants", "seeds", "benchmarks", "bootstrap", "data_seed"),
+                           ("problems.parquet", *data, *style, *predictions),
+                           ("style/students.parquet", "results.parquet", "tables", "figures", "report.html"))]
 
 # %% ../nbs/40_runs.ipynb #bcd5640a
 def _imports(source: str) -> set[str]:
@@ -167,7 +167,7 @@ def scrub(
         for form in {path, os.path.realpath(path)} - {"/"}: text = text.replace(form, paths[path])
     return text
 
-# %% ../nbs/40_runs.ipynb #1556c27c
+# %% ../nbs/40_runs.ipynb #3bcc7fcc
 class StageError(RuntimeError):
     "A notebook failed; says which, why, and how to go on"
     def __init__(self, message: str, code: int):
@@ -184,7 +184,7 @@ def _execute(cfg: Settings, stage: Stage, overrides: dict, scratch: Path) -> flo
     try:
         papermill.execute_notebook(
             _notebook(cfg, stage), partial, {"profile": cfg.profile, **stage.parameters, **overrides},
-            cwd=cfg._root, kernel_name="python3", progress_bar=False)
+            cwd=cfg._root, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"])
     except PapermillExecutionError as e:
         resume = f"smoltraces reproduce --profile {cfg.profile}"
         bad_input = e.ename == "InputError"
@@ -206,7 +206,7 @@ def _execute(cfg: Settings, stage: Stage, overrides: dict, scratch: Path) -> flo
         "versions": versions("smoltraces", "torch", "transformers", "trl", "unsloth", "lm-eval", "reasoning-gym")})
     return seconds
 
-# %% ../nbs/40_runs.ipynb #1216350e
+# %% ../nbs/40_runs.ipynb #06d9516b
 @contextlib.contextmanager
 def _alone(cfg: Settings):
     "One run a profile at a time; clears what a killed run left half-written"
@@ -236,7 +236,8 @@ def _expected(cfg: Settings, stages: list[Stage]) -> dict[str, float]:
     for stage in stages:
         reference = cfg._root / "outputs" / "reference" / cfg.profile / "runs" / f"{stage.name}.json"
         for record in (_record(cfg, stage), reference):
-            with contextlib.suppress(InputError, KeyError): expected.setdefault(stage.name, read_json(record)["seconds"])
+            with contextlib.suppress(InputError, KeyError):
+                expected.setdefault(stage.name, read_json(record)["seconds"])
         expected.setdefault(stage.name, guess[stage.notebook])
     return expected
 

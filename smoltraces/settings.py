@@ -4,11 +4,13 @@
 
 # %% auto #0
 __all__ = ['Names', 'Seeds', 'Variant', 'Variants', 'Benchmark', 'Benchmarks', 'InputError', 'Settings', 'find_settings',
-           'load_settings', 'from_notebook']
+           'load_settings', 'from_notebook', 'slug', 'versions', 'needs']
 
-# %% ../nbs/00_settings.ipynb #19ae4203
+# %% ../nbs/00_settings.ipynb #c6a22a3d
 import configparser
 import difflib
+import importlib.metadata
+import importlib.util
 import os
 from pathlib import Path
 from typing import Annotated, Literal
@@ -33,7 +35,7 @@ Variants = Annotated[tuple[Variant, ...], BeforeValidator(_split), Field(min_len
 Benchmark = Literal["embedded", "embedded_hard"]
 Benchmarks = Annotated[tuple[Benchmark, ...], BeforeValidator(_split), Field(min_length=1)]
 
-# %% ../nbs/00_settings.ipynb #b6e5e4c2
+# %% ../nbs/00_settings.ipynb #06277b94
 class Settings(BaseModel):
     "Everything that decides what a run computes"
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -79,7 +81,7 @@ class Settings(BaseModel):
 
     def _repr_markdown_(self):
         rows = [f"| `{k}` | {', '.join(map(str, v)) if isinstance(v, tuple) else v} | {f.description} |"
-                for (k, v), f in zip(self, type(self).model_fields.values())]
+                for (k, v), f in zip(self, type(self).model_fields.values(), strict=True)]
         return "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
 
 # %% ../nbs/00_settings.ipynb #9bf01102
@@ -154,3 +156,30 @@ def from_notebook(
     "The settings of the notebook's `profile`, with every variable named like a setting set on top"
     keys = Settings.model_fields.keys() & names.keys() - {"profile"}
     return load_settings(names["profile"], **{key: names[key] for key in keys if names[key] is not None})
+
+# %% ../nbs/00_settings.ipynb #d3e249ae
+def slug(
+    student: str, # A hub id, a folder or an embedded name
+) -> str:
+    "The student's folder name: `embedded/x` becomes `embedded--x`"
+    return student.strip("/").replace("/", "--")
+
+
+def versions(
+    *packages: str,
+) -> dict[str, str]: # Those that are installed
+    "Installed versions of `packages`"
+    found = {}
+    for package in packages:
+        try: found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError: pass
+    return found
+
+
+def needs(
+    module: str, # As it is imported
+    extra: str, # The extra of this package that brings it
+):
+    "An InputError that names the extra, where `module` is not installed"
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f'This needs the package {module}: pip install "smoltraces[{extra}]".')

@@ -6,7 +6,7 @@
 __all__ = ['REFERENCES', 'PREDICTION_COLUMNS', 'scores', 'accuracy_interval', 'difference', 'verdict', 'summarise',
            'read_predictions', 'disputed']
 
-# %% ../nbs/31_statistics.ipynb #04f34b18
+# %% ../nbs/31_statistics.ipynb #d0dd0d8d
 import functools
 
 import numpy as np
@@ -14,7 +14,7 @@ import pandas as pd
 
 from .files import read_parquet
 from .paper import VARIANTS
-from .settings import InputError, Settings
+from .settings import InputError, Settings, slug
 
 # %% ../nbs/31_statistics.ipynb #01fe9376
 def scores(
@@ -123,7 +123,7 @@ def summarise(
     results = pd.DataFrame(rows)
     return results.astype({c: float for c in results if c.startswith("diff_")})
 
-# %% ../nbs/31_statistics.ipynb #8cd7a1d7
+# %% ../nbs/31_statistics.ipynb #c7bb6d78
 PREDICTION_COLUMNS = ["student", "variant", "seed", "benchmark", "problem_id", "sample", "output", "extracted",
                       "answer", "correct", "n_tokens", "truncated"]
 
@@ -133,7 +133,7 @@ def read_predictions(
 ) -> pd.DataFrame: # Prediction rows; raises InputError where there are none, or a file is broken
     "The predictions of a run"
     runs = [(variant, seed) for variant in cfg.variants for seed in cfg.seeds]
-    files = [cfg.path("predictions", student.strip("/").replace("/", "--"), variant, f"seed-{seed}",
+    files = [cfg.path("predictions", slug(student), variant, f"seed-{seed}",
                       f"{benchmark}.parquet")
              for student in cfg.students
              for variant, seed in [("Base", 0), *runs] # Base is not trained: it is evaluated once

@@ -30,7 +30,7 @@ def lexicon() -> dict[str, tuple[str, str, tuple[str, ...]]]: # phrase -> type, 
     return {phrase.lower(): (kind, place, unless.get(phrase.lower(), ()))
             for kind in PIVOT_TYPES for place, phrases in data[kind].items() for phrase in phrases}
 
-# %% ../nbs/10_style.ipynb #47ba51b5
+# %% ../nbs/10_style.ipynb #19b6062b
 class Pivot(NamedTuple):
     "One pivot: `text[start:end]`, its type, and the phrase of the lexicon that it matched"
     start: int
@@ -62,7 +62,7 @@ def pivots(
     text: str | None, # A trace
 ) -> list[Pivot]: # In order, never overlapping; spans index `text`
     "Every pivot of a trace"
-    if not text: return []
+    if not isinstance(text, str): return [] # no trace: None, or NaN in a frame
     masked = _skipped.sub(lambda m: " " * len(m[0]), text)
     found = []
     for match in _matcher().finditer(masked):
@@ -75,7 +75,7 @@ def pivots(
         found.append(Pivot(start, end, kind, phrase))
     return found
 
-# %% ../nbs/10_style.ipynb #b217474b
+# %% ../nbs/10_style.ipynb #f256cdb5
 # The palette of Okabe and Ito, whose colours colour-blind readers can tell apart, and an underline of its own per type.
 PIVOT_COLOURS = {"realization": "#D55E00", "verification": "#0072B2",
                  "exploration": "#009E73", "integration": "#CC79A7"}
@@ -90,7 +90,8 @@ def _mark(text: str, kind: str) -> str:
 
 class Highlighted:
     "A text that shows itself with its pivots coloured"
-    def __init__(self, text: str | None, title: str = ""): self.text, self.title = text or "", title
+    def __init__(self, text: str | None, title: str = ""):
+        self.text, self.title = text if isinstance(text, str) else "", title
 
     def __repr__(self): return self.text
 
@@ -148,7 +149,7 @@ def coverage(
     "The share of traces in which at least so many of the four pivot types occur"
     return float((measures.pivot_types >= at_least).mean())
 
-# %% ../nbs/10_style.ipynb #64d02e23
+# %% ../nbs/10_style.ipynb #0cf47fd8
 _think = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.S)
 
 
@@ -156,5 +157,6 @@ def thought(
     output: str | None, # What a student wrote
 ) -> str:
     "The thinking part of an output, or all of it where none is marked"
-    match = _think.search(output or "")
-    return (match[1] if match else output or "").strip()
+    if not isinstance(output, str): return ""
+    match = _think.search(output)
+    return (match[1] if match else output).strip()

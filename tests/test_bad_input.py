@@ -5,7 +5,7 @@ import shutil
 import pytest
 from conftest import project, smoltraces
 
-from smoltraces import students
+from smoltraces import settings
 from smoltraces.settings import InputError
 
 
@@ -72,4 +72,4 @@ def test_two_runs_do_not_share_a_folder(smoke):
 def test_missing_extra(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "unsloth" else find(name, *a))
-    with pytest.raises(InputError, match=r'pip install "smoltraces\[train\]"'): students.needs("unsloth", "train")
+    with pytest.raises(InputError, match=r'pip install "smoltraces\[train\]"'): settings.needs("unsloth", "train")

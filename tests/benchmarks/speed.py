@@ -66,7 +66,8 @@ def threads(folder: Path):
             f"min_new_tokens=64, do_sample=False)")
     one = seconds(sys.executable, "-c", code, 2, 4, cwd=folder)
     start = time.perf_counter()
-    for run in [subprocess.Popen([sys.executable, "-c", code, "1", "2"], stderr=subprocess.DEVNULL) for _ in "ab"]: run.wait()
+    pair = [subprocess.Popen([sys.executable, "-c", code, "1", "2"], stderr=subprocess.DEVNULL) for _ in "ab"]
+    for run in pair: run.wait()
     two = time.perf_counter() - start
     show("two stages of one thread", two, ratio=(two / one, "one stage of two threads, the same work"))
 
