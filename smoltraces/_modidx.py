@@ -157,6 +157,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'smoltraces.runs._imports': ('runs.html#_imports', 'smoltraces/runs.py'),
                                  'smoltraces.runs._notebook': ('runs.html#_notebook', 'smoltraces/runs.py'),
                                  'smoltraces.runs._record': ('runs.html#_record', 'smoltraces/runs.py'),
+                                 'smoltraces.runs._tidy': ('runs.html#_tidy', 'smoltraces/runs.py'),
                                  'smoltraces.runs._variant': ('runs.html#_variant', 'smoltraces/runs.py'),
                                  'smoltraces.runs.basis': ('runs.html#basis', 'smoltraces/runs.py'),
                                  'smoltraces.runs.code_hash': ('runs.html#code_hash', 'smoltraces/runs.py'),

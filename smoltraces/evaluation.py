@@ -68,11 +68,13 @@ def _predictions(samples: list[dict], tokenizer, max_new_tokens: int, **columns)
                      "truncated": n >= max_new_tokens})
     return rows
 
-# %% ../nbs/21_evaluation.ipynb #002490c5
+# %% ../nbs/21_evaluation.ipynb #b274ba6a
 def _harness(cfg: Settings, student: str, variant: str, seed: int):
     "lm-eval's model object for a base or fine-tuned student"
     import torch
     from lm_eval.models.huggingface import HFLM
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar() # of loading shards; lm-eval has its own
     gpu = torch.cuda.is_available()
     base, adapter = locate(student, cfg.offline), None
     if variant != "Base":
@@ -99,9 +101,7 @@ def evaluate(
 
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
-    from transformers.utils.logging import disable_progress_bar
     for name in ("lm_eval", "lm-eval"): logging.getLogger(name).setLevel(logging.ERROR)
-    disable_progress_bar()
     model = _harness(cfg, student, variant, seed)
     manager = TaskManager(include_defaults=False) # reading the harness's own 13,000 task files takes 20 s
     folder = cfg.path("predictions", slug(student), variant, f"seed-{seed}")

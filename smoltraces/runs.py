@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stage', 'plan', 'code_hash', 'basis', 'reason', 'scrub', 'StageError', 'jobs', 'reproduce']
 
-# %% ../nbs/40_runs.ipynb #2724f91b
+# %% ../nbs/40_runs.ipynb #ccb3aef3
 import ast
 import contextlib
 import fcntl
@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -167,7 +168,7 @@ def scrub(
         for form in {path, os.path.realpath(path)} - {"/"}: text = text.replace(form, paths[path])
     return text
 
-# %% ../nbs/40_runs.ipynb #3bcc7fcc
+# %% ../nbs/40_runs.ipynb #3e5f23f5
 class StageError(RuntimeError):
     "A notebook failed; says which, why, and how to go on"
     def __init__(self, message: str, code: int):
@@ -175,11 +176,27 @@ class StageError(RuntimeError):
         self.code = code # Exit code: 2 for bad input, 1 for anything else
 
 
-def _execute(cfg: Settings, stage: Stage, overrides: dict, scratch: Path) -> float:
-    "Run one notebook and write its record; seconds taken"
+def _tidy(notebook: dict):
+    "Take out what a reader of the page cannot see: widgets, progress overwritten by later progress, papermill's notes"
+    for part in ("papermill", "widgets"): notebook["metadata"].pop(part, None)
+    for cell in notebook["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        if cell["cell_type"] == "code":
+            seen = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+            cell["outputs"] = []
+            for o in seen:
+                last = cell["outputs"][-1] if cell["outputs"] else {}
+                if "text" not in o or o.get("name") != last.get("name"): cell["outputs"].append(o)
+                else: last["text"] = "".join(last["text"]) + "".join(o["text"])
+            for o in cell["outputs"]:
+                if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
+
+
+def _execute(cfg: Settings, stage: Stage, before: dict, overrides: dict, scratch: Path) -> float:
+    "Run one notebook and write its record, which begins with its basis; seconds taken"
     import papermill
     from papermill.exceptions import PapermillExecutionError
-    before, start = basis(cfg, stage), time.time()
+    start = time.time()
     executed, partial = cfg.path("notebooks", f"{stage.name}.ipynb"), scratch / f"{stage.name}.ipynb"
     try:
         papermill.execute_notebook(
@@ -194,7 +211,7 @@ def _execute(cfg: Settings, stage: Stage, overrides: dict, scratch: Path) -> flo
     finally:
         if partial.exists():
             notebook = json.loads(scrub(partial.read_text(encoding="utf-8"), cfg._root))
-            notebook["metadata"].pop("papermill", None)
+            _tidy(notebook)
             write_text(executed, json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
     seconds = round(time.time() - start, 1)
     missing = [name for name in stage.outputs if not cfg.path(name).exists()]
@@ -286,7 +303,7 @@ def _variant(name: str) -> str:
     known = sorted((*Variant.__args__, "Base"), key=len, reverse=True)
     return next((v for v in known if f"-{v}-seed-" in name), "")
 
-# %% ../nbs/40_runs.ipynb #26ff0ab0
+# %% ../nbs/40_runs.ipynb #528ef2c3
 def reproduce(
     cfg: Settings,
     only: str | None = None, # Run the stages whose notebook's name begins so, e.g. "5" or "3_finetune"
@@ -314,8 +331,9 @@ def reproduce(
                         finished.add(stage.name)
                         progress.end(stage, "done before")
                         continue
+                    before = basis(cfg, stage)
                     progress.begin(stage)
-                    futures[pool.submit(_execute, cfg, stage, overrides, Path(scratch))] = stage, why
+                    futures[pool.submit(_execute, cfg, stage, before, overrides, Path(scratch))] = stage, why
                 progress.refresh()
                 done, _ = wait(futures, timeout=1, return_when=FIRST_COMPLETED)
                 for future in done:

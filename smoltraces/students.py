@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'cache_folder', 'embedded_student', 'locate', 'prepare', 'loss_text', 'plot_loss', 'finetune']
 
-# %% ../nbs/20_students.ipynb #6892ae7c
+# %% ../nbs/20_students.ipynb #def26748
 import fcntl
 import importlib.util
+import logging
 import os
 import shutil
 import time
@@ -119,22 +120,26 @@ def locate(
                              "or name a local folder.")
     return student
 
-# %% ../nbs/20_students.ipynb #961991a3
+# %% ../nbs/20_students.ipynb #7374ffff
 def prepare(cfg: Settings):
     "What must be set before torch, unsloth and the hub client are imported or used"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if cfg.offline: os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
-    if cfg.threads:
-        import torch
-        torch.set_num_threads(cfg.threads)
+    import torch
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
+    if cfg.threads: torch.set_num_threads(cfg.threads)
 
 
 def _load(cfg: Settings, student: str, seed: int):
     "Model and tokenizer, ready to train"
     import torch
-    from unsloth import FastLanguageModel  # must come before transformers, peft and trl
+    from unsloth import FastLanguageModel # must come before transformers, peft and trl
+    from transformers.utils.logging import disable_progress_bar # isort: skip
+    disable_progress_bar() # of loading and saving shards; training has its own
     gpu = torch.cuda.is_available()
     model, tokenizer = FastLanguageModel.from_pretrained(
         locate(student, cfg.offline), max_seq_length=cfg.max_length, dtype=torch.bfloat16 if gpu else torch.float32,
