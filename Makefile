@@ -2,10 +2,11 @@
 # make test                                         everything CI checks
 # make lab                                          JupyterLab on the notebooks
 # make lock                                         resolve requirements.lock again from pyproject.toml
+# make readme                                       README.md from nbs/index.ipynb
 PYTHON ?= python3
 PROFILE ?= laptop
 BIN := .venv/bin
-.PHONY: reproduce test lab lock
+.PHONY: reproduce test lab lock readme
 
 reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
@@ -19,6 +20,10 @@ lab: .venv/ready
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		--upgrade --output-file requirements.lock pyproject.toml
+
+readme: .venv/ready
+	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output-dir . --output README nbs/index.ipynb
+	$(BIN)/python -c 'from pathlib import Path; p = Path("README.md"); p.write_text(p.read_text().replace("](../", "]("))'
 
 .venv/ready: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

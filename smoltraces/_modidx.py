@@ -156,6 +156,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'smoltraces.runs._expected': ('runs.html#_expected', 'smoltraces/runs.py'),
                                  'smoltraces.runs._imports': ('runs.html#_imports', 'smoltraces/runs.py'),
                                  'smoltraces.runs._notebook': ('runs.html#_notebook', 'smoltraces/runs.py'),
+                                 'smoltraces.runs._pool': ('runs.html#_pool', 'smoltraces/runs.py'),
                                  'smoltraces.runs._record': ('runs.html#_record', 'smoltraces/runs.py'),
                                  'smoltraces.runs._tidy': ('runs.html#_tidy', 'smoltraces/runs.py'),
                                  'smoltraces.runs._variant': ('runs.html#_variant', 'smoltraces/runs.py'),

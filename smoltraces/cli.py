@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'Profile', 'Set', 'reproduce', 'status', 'settings', 'main']
 
-# %% ../nbs/41_cli.ipynb #48b3744f
+# %% ../nbs/41_cli.ipynb #c87364c0
 import json
+import os
 import sys
 from typing import Annotated
 
@@ -26,7 +27,7 @@ def _overrides(pairs: list[str] | None) -> dict[str, str]:
         if "=" not in pair: raise InputError(f"--set {pair} lacks its value: write --set KEY=VALUE.")
     return dict(pair.split("=", 1) for pair in pairs or [])
 
-# %% ../nbs/41_cli.ipynb #e2aff864
+# %% ../nbs/41_cli.ipynb #5de119c6
 @app.command()
 def reproduce(
     profile: Profile = "laptop",
@@ -41,7 +42,11 @@ def reproduce(
     overrides = _overrides(set_)
     cfg = load_settings(profile, **overrides)
     if dry_run: return _show(cfg, only)
-    start, ran = time.time(), reproduce(cfg, only, **overrides)
+    start = time.time()
+    try: ran = reproduce(cfg, only, **overrides)
+    except KeyboardInterrupt:
+        print("smoltraces: stopped; the same command goes on with what is left.", file=sys.stderr, flush=True)
+        os._exit(130) # without waiting for the stages' threads; their kernels end when this process does
     results = f"{cfg.out}/{cfg.profile}"
     typer.echo(f"{ran} stages ran in {time.time() - start:.0f} s. Results: {results}/report.html, {results}/tables, "
                f"{results}/figures, {results}/notebooks")

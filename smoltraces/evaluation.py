@@ -68,13 +68,11 @@ def _predictions(samples: list[dict], tokenizer, max_new_tokens: int, **columns)
                      "truncated": n >= max_new_tokens})
     return rows
 
-# %% ../nbs/21_evaluation.ipynb #b274ba6a
+# %% ../nbs/21_evaluation.ipynb #400aa14a
 def _harness(cfg: Settings, student: str, variant: str, seed: int):
     "lm-eval's model object for a base or fine-tuned student"
     import torch
     from lm_eval.models.huggingface import HFLM
-    from transformers.utils.logging import disable_progress_bar
-    disable_progress_bar() # of loading shards; lm-eval has its own
     gpu = torch.cuda.is_available()
     base, adapter = locate(student, cfg.offline), None
     if variant != "Base":

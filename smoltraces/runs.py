@@ -303,7 +303,15 @@ def _variant(name: str) -> str:
     known = sorted((*Variant.__args__, "Base"), key=len, reverse=True)
     return next((v for v in known if f"-{v}-seed-" in name), "")
 
-# %% ../nbs/40_runs.ipynb #528ef2c3
+# %% ../nbs/40_runs.ipynb #2974de61
+@contextlib.contextmanager
+def _pool(workers: int):
+    "A thread pool that is left without waiting when something is raised"
+    pool = ThreadPoolExecutor(workers)
+    try: yield pool
+    finally: pool.shutdown(wait=False, cancel_futures=True)
+
+
 def reproduce(
     cfg: Settings,
     only: str | None = None, # Run the stages whose notebook's name begins so, e.g. "5" or "3_finetune"
@@ -319,7 +327,7 @@ def reproduce(
     maker = {output: s.name for s in stages for output in s.outputs}
     waiting, finished, failed, ran = list(stages), set(), [], 0
     os.environ.setdefault("PYTHONHASHSEED", "0")
-    with _alone(cfg), tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(jobs(cfg)) as pool:
+    with _alone(cfg), tempfile.TemporaryDirectory() as scratch, _pool(jobs(cfg)) as pool:
         progress, futures = _Progress(cfg, stages), {}
         with progress.bar:
             while waiting or futures:

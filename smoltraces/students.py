@@ -120,7 +120,7 @@ def locate(
                              "or name a local folder.")
     return student
 
-# %% ../nbs/20_students.ipynb #7374ffff
+# %% ../nbs/20_students.ipynb #081054fa
 def prepare(cfg: Settings):
     "What must be set before torch, unsloth and the hub client are imported or used"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
@@ -128,7 +128,8 @@ def prepare(cfg: Settings):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if cfg.offline: os.environ["HF_HUB_OFFLINE"] = os.environ["TRANSFORMERS_OFFLINE"] = "1"
+    if cfg.offline: # no download, so no bar but those of training and evaluation
+        for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"): os.environ[name] = "1"
     import torch
     logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
     if cfg.threads: torch.set_num_threads(cfg.threads)
@@ -137,9 +138,7 @@ def prepare(cfg: Settings):
 def _load(cfg: Settings, student: str, seed: int):
     "Model and tokenizer, ready to train"
     import torch
-    from unsloth import FastLanguageModel # must come before transformers, peft and trl
-    from transformers.utils.logging import disable_progress_bar # isort: skip
-    disable_progress_bar() # of loading and saving shards; training has its own
+    from unsloth import FastLanguageModel  # must come before transformers, peft and trl
     gpu = torch.cuda.is_available()
     model, tokenizer = FastLanguageModel.from_pretrained(
         locate(student, cfg.offline), max_seq_length=cfg.max_length, dtype=torch.bfloat16 if gpu else torch.float32,

@@ -39,7 +39,7 @@ def test_notebooks_are_fit_to_read(notebook):
 
 def test_readme_is_the_index():
     from nbconvert import MarkdownExporter
-    body, _ = MarkdownExporter().from_filename(str(ROOT / "nbs" / "index.ipynb"))
+    body, _ = MarkdownExporter(exclude_input=True).from_filename(str(ROOT / "nbs" / "index.ipynb"))
     assert (ROOT / "README.md").read_text(encoding="utf-8") == body.replace("](../", "](")
 
 

@@ -134,6 +134,19 @@ def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
                                   pd.read_parquet(out(smoke) / "results.parquet"))
 
 
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
+    folder = project(tmp_path)
+    command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke"]
+    run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                           text=True)
+    while run.poll() is None and not list((out(folder) / "runs").glob("2_*.json")): time.sleep(0.1)
+    time.sleep(2)
+    run.send_signal(signal.SIGINT)
+    _, said = run.communicate(timeout=20)
+    assert run.returncode == 130 and "the same command goes on" in said, said
+    assert {p.name for p in (out(folder) / "runs").iterdir()} == {"1_build_data.json", "2_analyse_traces.json"}
+
+
 @pytest.mark.parametrize("where", [".", "nbs/experiments"])
 @pytest.mark.parametrize("notebook", ["1_build_data", "2_analyse_traces", "3_finetune", "4_evaluate", "5_figures"])
 def test_plain_papermill(smoke, tmp_path_factory, notebook, where):
