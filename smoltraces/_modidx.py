@@ -19,6 +19,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'smoltraces.evaluation': { 'smoltraces.evaluation._harness': ('evaluation.html#_harness', 'smoltraces/evaluation.py'),
                                        'smoltraces.evaluation._predictions': ('evaluation.html#_predictions', 'smoltraces/evaluation.py'),
                                        'smoltraces.evaluation.evaluate': ('evaluation.html#evaluate', 'smoltraces/evaluation.py'),
+                                       'smoltraces.evaluation.greedy': ('evaluation.html#greedy', 'smoltraces/evaluation.py'),
                                        'smoltraces.evaluation.local_problems': ( 'evaluation.html#local_problems',
                                                                                  'smoltraces/evaluation.py'),
                                        'smoltraces.evaluation.score': ('evaluation.html#score', 'smoltraces/evaluation.py'),

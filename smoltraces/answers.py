@@ -22,10 +22,11 @@ def strip_thinking(
     if closed: return tail.strip()
     return None if "<think>" in tail else tail.strip()
 
-# %% ../nbs/03_answers.ipynb #d0374cf8
+# %% ../nbs/03_answers.ipynb #28bf98d2
 def extract(
     response: str, # With or without thinking
-) -> str | None: # None where there is no whole box
+    lenient: bool = False, # Whether the last number counts where there is no box
+) -> str | None: # None where there is no answer
     r"What the last `\boxed{}` after the thinking holds; braces inside must balance"
     text = strip_thinking(response)
     for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text or "")]):
@@ -33,7 +34,8 @@ def extract(
         for end in range(start, len(text)):
             depth += (text[end] == "{") - (text[end] == "}")
             if not depth: return text[start:end].strip()
-    return None
+    numbers = re.findall(r"-?\d+(?:\.\d+)?", (text or "").replace(",", "")) if lenient else []
+    return numbers[-1] if numbers else None
 
 # %% ../nbs/03_answers.ipynb #f814f2c4
 _latex = [(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}", r"\1"),
@@ -63,7 +65,7 @@ def _procedural(problem: Problem, answer: str) -> bool:
     if details["task"] == "countdown" and not re.fullmatch(r"(?!.*\*\s*\*)[\d+*/() -]{1,200}", answer): return False
     return _scorer(details["task"])(answer, entry=details) == 1.0
 
-# %% ../nbs/03_answers.ipynb #55b81a25
+# %% ../nbs/03_answers.ipynb #5537be10
 def _math(problem: Problem, answer: str) -> bool:
     try:
         import math_verify
@@ -86,12 +88,13 @@ _verifiers = {"procedural": _procedural, "math": _math, "choice": _choice}
 def verify(
     problem: Problem,
     response: str, # As a teacher or a student wrote it
+    lenient: bool = False, # As for `extract`
 ) -> bool: # Whatever a model wrote, it is right or wrong: only a missing package or an unknown answer_kind raises
     "Whether the response's final answer is right"
     if problem.answer_kind not in _verifiers:
         raise InputError(f"Problem {problem.id} has answer_kind {problem.answer_kind!r}: verify knows "
                          f"{', '.join(_verifiers)}.")
-    answer = extract(response)
+    answer = extract(response, lenient)
     if not answer: return False
     try: return _verifiers[problem.answer_kind](problem, answer)
     except InputError: raise
