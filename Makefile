@@ -2,11 +2,12 @@
 # make test                                         everything CI checks
 # make lab                                          JupyterLab on the notebooks
 # make lock                                         resolve requirements.lock again from pyproject.toml
+# make reference [PROFILE=…]                        keep a run's results, without its weights, in outputs/reference/
 # make readme                                       README.md from nbs/index.ipynb
 PYTHON ?= python3
 PROFILE ?= laptop
 BIN := .venv/bin
-.PHONY: reproduce test lab lock readme
+.PHONY: reproduce test lab lock reference readme
 
 reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
@@ -20,6 +21,12 @@ lab: .venv/ready
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
 		--upgrade --output-file requirements.lock pyproject.toml
+
+reference:
+	rm -rf outputs/reference/$(PROFILE)
+	mkdir -p outputs/reference/$(PROFILE)/data
+	cd outputs/$(PROFILE) && cp -r tables figures notebooks runs predictions style results.parquet report.html \
+		../reference/$(PROFILE) && cp data/manifest.json ../reference/$(PROFILE)/data
 
 readme: .venv/ready
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output-dir . --output README nbs/index.ipynb

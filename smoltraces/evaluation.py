@@ -51,7 +51,7 @@ def score(doc: dict, results: list[str]) -> dict[str, float]:
     [problem] = to_problems(pd.DataFrame([doc]))
     return {"acc": float(verify(problem, results[0], lenient=True))}
 
-# %% ../nbs/21_evaluation.ipynb #4191d693
+# %% ../nbs/21_evaluation.ipynb #f3a05552
 prediction_schema = pa.schema([
     ("student", pa.string()), ("variant", pa.string()), ("seed", pa.int64()), ("benchmark", pa.string()),
     ("problem_id", pa.string()), ("sample", pa.int64()), ("output", pa.string()), ("extracted", pa.string()),
@@ -63,7 +63,8 @@ def _predictions(samples: list[dict], tokenizer, max_new_tokens: int, **columns)
     for sample in sorted(samples, key=lambda s: s["doc_id"]):
         doc, output = sample["doc"], sample["resps"][0][0]
         n = len(tokenizer(output, add_special_tokens=False)["input_ids"])
-        rows.append({**columns, "problem_id": doc["id"], "sample": 0, "output": output, "extracted": extract(output, lenient=True),
+        rows.append({**columns, "problem_id": doc["id"], "sample": 0, "output": output,
+                     "extracted": extract(output, lenient=True),
                      "answer": doc["answer"], "correct": bool(sample["acc"]), "n_tokens": n,
                      "truncated": n >= max_new_tokens})
     return rows

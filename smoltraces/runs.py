@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Stage', 'plan', 'code_hash', 'basis', 'reason', 'scrub', 'StageError', 'jobs', 'reproduce']
 
-# %% ../nbs/40_runs.ipynb #ccb3aef3
+# %% ../nbs/40_runs.ipynb #2a2221b3
 import ast
 import contextlib
 import fcntl
@@ -25,6 +25,7 @@ from pathlib import Path
 
 from .files import read_json, sha256, write_json, write_text
 from .settings import InputError, Settings, load_settings, needs, slug, versions
+from .students import locate
 
 # %% ../nbs/40_runs.ipynb #40fbb01f
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def _variant(name: str) -> str:
     known = sorted((*Variant.__args__, "Base"), key=len, reverse=True)
     return next((v for v in known if f"-{v}-seed-" in name), "")
 
-# %% ../nbs/40_runs.ipynb #2974de61
+# %% ../nbs/40_runs.ipynb #fe833442
 @contextlib.contextmanager
 def _pool(workers: int):
     "A thread pool that is left without waiting when something is raised"
@@ -324,6 +325,7 @@ def reproduce(
     stages = [s for s in plan(cfg) if s.notebook.startswith(only or "")]
     if not stages: raise InputError(f"No stage begins with {only!r}: choose from "
                                     f"{', '.join(dict.fromkeys(s.notebook for s in plan(cfg)))}.")
+    for student in cfg.students: locate(student, cfg.offline) # converts an embedded one, or says what is wrong, first
     maker = {output: s.name for s in stages for output in s.outputs}
     waiting, finished, failed, ran = list(stages), set(), [], 0
     os.environ.setdefault("PYTHONHASHSEED", "0")
