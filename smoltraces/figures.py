@@ -58,7 +58,7 @@ def main_table(
     table = both.pivot(index=rows, columns="variant", values="cell").reindex(columns=VARIANTS, fill_value="–")
     return table.loc[order.tolist()].fillna("–").reset_index().rename_axis(columns=None)
 
-# %% ../nbs/32_figures.ipynb #1b8ee779
+# %% ../nbs/32_figures.ipynb #b956d461
 _extra = 'Tables and figures need seaborn and jinja2: pip install "smoltraces[notebooks]".'
 
 
@@ -71,7 +71,9 @@ def style_table(
 
     try: styler = table.style
     except (ImportError, AttributeError): raise InputError(_extra) from None # pandas without jinja2
-    return (styler.hide(axis="index").format(escape="html").set_caption(html.escape(caption))
+    def two_lines(value): return html.escape(str(value)).replace(" [", "<br>[") # the interval under its estimate
+
+    return (styler.hide(axis="index").format(two_lines).set_caption(html.escape(caption))
             .set_uuid(f"t{len(table)}x{table.shape[1]}") # a fixed name: the same table is the same HTML
             .apply(grey, axis=1)
             .set_table_styles([{"selector": "caption", "props": "caption-side:bottom;text-align:left;padding-top:.6em"},

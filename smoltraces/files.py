@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from .settings import InputError
 
-# %% ../nbs/01_files.ipynb #52651d4a
+# %% ../nbs/01_files.ipynb #d4ea1d09
 @contextmanager
 def atomic(
     path: Path, # The file or folder that appears when the block ends without an error
@@ -34,8 +34,9 @@ def atomic(
         yield temporary
         if temporary.is_dir() and path.exists(): shutil.rmtree(path)
         temporary.replace(path)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+    except Exception as e: # safetensors and Arrow tell of a full disk in their own exceptions
+        full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(e)
+        if not full: raise
         raise InputError(f"No disk space left to write {path.name}: free some and run again; nothing was kept of "
                          "this file.") from e
     finally:

@@ -169,7 +169,7 @@ def scrub(
         for form in {path, os.path.realpath(path)} - {"/"}: text = text.replace(form, paths[path])
     return text
 
-# %% ../nbs/40_runs.ipynb #3e5f23f5
+# %% ../nbs/40_runs.ipynb #6876c5e8
 class StageError(RuntimeError):
     "A notebook failed; says which, why, and how to go on"
     def __init__(self, message: str, code: int):
@@ -204,7 +204,8 @@ def _execute(cfg: Settings, stage: Stage, before: dict, overrides: dict, scratch
             _notebook(cfg, stage), partial, {"profile": cfg.profile, **stage.parameters, **overrides},
             cwd=cfg._root, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"])
     except PapermillExecutionError as e:
-        resume = f"smoltraces reproduce --profile {cfg.profile}"
+        resume = " ".join([f"smoltraces reproduce --profile {cfg.profile}",
+                           *(f"--set {k}={v}" for k, v in overrides.items())])
         bad_input = e.ename == "InputError"
         why = e.evalue if bad_input else f"{e.ename}: {e.evalue}"
         raise StageError(scrub(f"{stage} failed: {why} Its notebook is {cfg.out}/{cfg.profile}/notebooks/"
@@ -304,7 +305,7 @@ def _variant(name: str) -> str:
     known = sorted((*Variant.__args__, "Base"), key=len, reverse=True)
     return next((v for v in known if f"-{v}-seed-" in name), "")
 
-# %% ../nbs/40_runs.ipynb #fe833442
+# %% ../nbs/40_runs.ipynb #621e4a46
 @contextlib.contextmanager
 def _pool(workers: int):
     "A thread pool that is left without waiting when something is raised"
@@ -353,5 +354,6 @@ def reproduce(
                     ran += not error
                     progress.end(stage, "FAILED" if error else f"{future.result():.0f} s ({why})")
                 if failed and not futures: break
+            progress.refresh()
     if failed: raise failed[0]
     return ran
