@@ -225,12 +225,12 @@ def _execute(cfg: Settings, stage: Stage, before: dict, overrides: dict, scratch
         "versions": versions("smoltraces", "torch", "transformers", "trl", "unsloth", "lm-eval", "reasoning-gym")})
     return seconds
 
-# %% ../nbs/40_runs.ipynb #06d9516b
+# %% ../nbs/40_runs.ipynb #87a06ffd
 @contextlib.contextmanager
 def _alone(cfg: Settings):
     "One run a profile at a time; clears what a killed run left half-written"
     cfg.path().mkdir(parents=True, exist_ok=True)
-    with open(cfg.path(".lock"), "w") as f:
+    with open(cfg.path(".lock"), "a") as f: # opened to append, so that a rerun leaves even its time alone
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"Another run is writing {cfg.out}/{cfg.profile}: wait for it, or set `out` "
                                          "to another folder.") from None
