@@ -138,7 +138,8 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
     folder = project(tmp_path)
     command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke"]
     run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                           text=True)
+                           text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    # a shell that starts the tests in the background would have them ignore Ctrl-C
     while run.poll() is None and not list((out(folder) / "runs").glob("2_*.json")): time.sleep(0.1)
     time.sleep(2)
     run.send_signal(signal.SIGINT)
