@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['atomic', 'write_text', 'write_json', 'read_json', 'write_parquet', 'read_parquet', 'sha256']
 
-# %% ../nbs/01_files.ipynb #de7deb2c
+# %% ../nbs/01_files.ipynb #d9cdcd9f
 import errno
 import hashlib
 import json
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -68,7 +69,7 @@ def _short(path: Path) -> str:
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
 
-# %% ../nbs/01_files.ipynb #c7a85d3d
+# %% ../nbs/01_files.ipynb #646975f0
 def write_parquet(
     path: Path,
     rows: pd.DataFrame | list[dict],
@@ -95,10 +96,16 @@ def read_parquet(
         raise InputError(f"{_short(path)} is not a whole Parquet file: delete it and run its stage again.") from None
 
 
+@cache
+def _digest(path: Path, size: int, changed: int) -> str: # hashed once in a process, unless the file changes
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+
+
 def sha256(path: Path) -> str:
     "Hash of a file's bytes, or of a folder's relative names and bytes"
     path = Path(path)
     if path.is_dir():
         names = sorted(p for p in path.rglob("*") if p.is_file())
         return hashlib.sha256("".join(f"{p.relative_to(path)}:{sha256(p)};" for p in names).encode()).hexdigest()
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+    seen = path.stat()
+    return _digest(path.absolute(), seen.st_size, seen.st_mtime_ns)
