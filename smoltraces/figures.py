@@ -233,9 +233,10 @@ def plot_accuracy(
         fig.get_layout_engine().set(w_pad=0.12)
     return fig
 
-# %% ../nbs/32_figures.ipynb #da1c4129
+# %% ../nbs/32_figures.ipynb #babd91d7
 def _types(measures: pd.DataFrame) -> pd.DataFrame:
-    return measures.melt(id_vars="variant", value_vars=list(PIVOT_TYPES), var_name="pivot", value_name="count")
+    named = measures.rename(columns={f"pivots_{kind}": kind for kind in PIVOT_TYPES})
+    return named.melt(id_vars="variant", value_vars=list(PIVOT_TYPES), var_name="pivot", value_name="count")
 
 
 def plot_pivots(
