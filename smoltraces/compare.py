@@ -87,7 +87,7 @@ class _Column:
     def observed(self) -> np.ndarray:
         return self.statistics(self.a.sum(axis=1)[:, None], self.b.sum(axis=1)[:, None])[:, 0]
 
-# %% ../nbs/11_compare.ipynb #bab5f79e
+# %% ../nbs/11_compare.ipynb #141d5c72
 def _checked(bootstrap: int, level: float):
     if bootstrap < 1 or not 0 < level < 1:
         raise InputError(f"bootstrap is at least 1 and level between 0 and 1, not {bootstrap} and {level}.")
@@ -99,9 +99,8 @@ def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
 
 
 def _distance_interval(distance: float, drawn: np.ndarray, noise: np.ndarray, level: float) -> tuple[float, float]:
-    "Interval of the distance between the sources, the samples' own taken out; never without the distance itself"
-    shift = max(0, distance**2 - np.nanmean(noise**2)) - np.nanmean(drawn**2)
-    low, high = np.sqrt(np.maximum(0, _percentiles(drawn**2, level) + shift))
+    "Interval of the distance between the sources: the noise is in the samples, and again in each resample of them"
+    low, high = np.sqrt(np.maximum(0, _percentiles(drawn**2, level) - 2 * np.nanmean(noise**2)))
     return min(low, distance), max(high, distance)
 
 
@@ -193,7 +192,10 @@ def _note(known: list[np.ndarray], *n: int) -> str | None:
     gone = [total - len(x) for total, x in zip(n, known, strict=True)]
     return f"no value in {gone[0]} and {gone[1]} traces" if any(gone) else None
 
-# %% ../nbs/11_compare.ipynb #5eb915c5
+# %% ../nbs/11_compare.ipynb #209f4927
+_widest = 4 # standard deviations; what lies further out is an arrow at the edge, lest it press the rest together
+
+
 def _forest(axes, table: pd.DataFrame, value: str, y: Sequence[float]):
     for at, row in zip(y, table.to_dict("records"), strict=True):
         colour = PIVOT_COLOURS.get(row["feature"].removeprefix("pivots_").removesuffix("_per_100_words"), "0.25")
@@ -202,9 +204,11 @@ def _forest(axes, table: pd.DataFrame, value: str, y: Sequence[float]):
                           va="center", color="0.45", fontsize="small", backgroundcolor="white")
             continue
         if f"{value}_noise" in row: axes.barh(at, row[f"{value}_noise"], height=0.75, color="0.85", zorder=1)
-        axes.hlines(at, row[f"{value}_low"], row[f"{value}_high"], color=colour, lw=2, zorder=3)
-        noise = row.get(f"{value}_p", 0) > 0.05
-        axes.plot(row[value], at, "o", ms=6, mfc="white" if noise else colour, mec=colour, mew=1.4, zorder=4)
+        x, low, high = np.clip([row[value], row[f"{value}_low"], row[f"{value}_high"]], -_widest, _widest)
+        axes.hlines(at, low, high, color=colour, lw=2, zorder=3)
+        face = "white" if row.get(f"{value}_p", 0) > 0.05 else colour
+        marker = "o" if x == row[value] else "<" if x < 0 else ">"
+        axes.plot(x, at, marker, ms=6, mfc=face, mec=colour, mew=1.4, zorder=4)
     axes.axvline(0, color="0.4", lw=1, zorder=2)
 
 
@@ -232,7 +236,7 @@ def plot_compare(
         label = {"g": "Hedges' g", "delta": "Cliff's delta", "wasserstein": "Wasserstein distance, sd",
                  "js": "Jensen-Shannon distance"}
         if effect == "delta": left.set_xlim(-1.05, 1.05)
-        left.set(ylim=(y[-1] + 0.7, -0.5), xlabel=f"← {names[1]} has more        {names[0]} has more →",
+        left.set(ylim=(y[-1] + 0.7, -0.5), xlabel=f"← {names[1]} has more\n{names[0]} has more →",
                  title=label[effect])
         right.set(xlabel="grey: two samples of one source", title=label[distance])
         for axes in (left, right): axes.grid(axis="y", visible=False)
@@ -348,7 +352,7 @@ def _out_of_fold(x: pd.DataFrame, is_a: np.ndarray, fold: np.ndarray, model) -> 
     mean = pd.Series(np.mean(weights, axis=0) if weights else [], x.columns if weights else [], float, "weight")
     return score, mean.sort_values(key=lambda w: -w.abs(), kind="stable")
 
-# %% ../nbs/11_compare.ipynb #253addae
+# %% ../nbs/11_compare.ipynb #26036bb4
 def replicates(
     candidate, # From `measure`, or anything it takes, e.g. ST-HC
     target, # e.g. ST
@@ -371,8 +375,7 @@ def replicates(
         parts = [[(x[2] / sd[f])**2 for x in (column.observed(), drawn, noise)] # a feature not found is at distance 0
                  for f, (column, drawn, noise) in found.items() if f in sd]
         plain, drawn, noise = (sum(of) / len(sd) for of in zip(*parts, strict=True)) if parts else np.zeros((3, 1))
-        centre = plain - np.nanmean(noise)
-        return np.maximum(0, np.append(centre, drawn - np.nanmean(drawn) + centre))
+        return np.maximum(0, np.append(plain - np.nanmean(noise), drawn - 2 * np.nanmean(noise)))
 
     near, far = squares(candidate), squares(baseline)
     if not far[0]: raise InputError("The baseline is as near to the target as noise: choose another baseline.")

@@ -7,12 +7,15 @@ __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', '
            'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'PLACES', 'COLUMNS', 'characters',
            'Compiled', 'words', 'Entry', 'compile_lexicon', 'scan', 'Reading', 'read']
 
-# %% ../nbs/09_scan.ipynb #aa92badf
+# %% ../nbs/09_scan.ipynb #dbae15d1
 import functools
+import os
 import unicodedata
 from typing import NamedTuple
 
 import numpy as np
+
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1") # else it writes colour codes at exit
 from numba import njit
 
 _jit = njit(cache=True, nogil=True)
@@ -65,7 +68,7 @@ def _kind(c, kinds):
     if c < 65536: return kinds[c]
     return np.uint8(IDEOGRAPH) if 0x20000 <= c < 0x40000 else np.uint8(OTHER)
 
-# %% ../nbs/09_scan.ipynb #fb790012
+# %% ../nbs/09_scan.ipynb #ed1ec432
 _BLANK_LINE, _FENCE, _DOLLARS, _BRACKET, _PAREN, _TICK, _DOLLAR, _QUOTE, _CURLY, _END, _LINE = range(11)
 _width = np.array([0, 3, 2, 2, 2, 1, 1, 1, 3, 5, 0]) # bytes of each closing mark
 
@@ -79,12 +82,15 @@ def _closes(doc, i, mark):
     if mark == _BRACKET: return c == 92 and after == 93
     if mark == _PAREN: return c == 92 and after == 41
     if mark == _TICK: return c == 96
-    if mark == _DOLLAR: return c == 36 and doc[i - 1] != 32 and doc[i - 1] != 92 and not 48 <= after <= 57 # not "$5 and $6"
+    if mark == _DOLLAR: # not "$5 and $6", nor an escaped one
+        return c == 36 and doc[i - 1] != 32 and doc[i - 1] != 92 and not 48 <= after <= 57
     if mark == _QUOTE: return c == 34
     if mark == _CURLY: return c == 0xE2 and after == 0x80 and i + 2 < n and doc[i + 2] == 0x9D
-    if mark == _END: return c == 92 and after == 101 and i + 4 < n and doc[i + 2] == 110 and doc[i + 4] == 123 # \end{
+    if mark == _END: # \end{
+        return c == 92 and after == 101 and i + 4 < n and doc[i + 2] == 110 and doc[i + 4] == 123
     if mark == _LINE: return c == 10 or c == 13
-    if c != 10 and not (c == 13 and after != 10): return False # _BLANK_LINE: a second line break with only blanks between
+    # What is left is _BLANK_LINE: a second line break with only blanks between.
+    if c != 10 and not (c == 13 and after != 10): return False
     j = i + 1
     while j < n and (doc[j] == 32 or doc[j] == 9): j += 1
     return j < n and (doc[j] == 10 or doc[j] == 13)
@@ -123,7 +129,7 @@ def _quoted_until(doc, i, ahead):
     within = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
     return i if closed >= n or closed > within else closed + _width[mark]
 
-# %% ../nbs/09_scan.ipynb #ecef9058
+# %% ../nbs/09_scan.ipynb #be7bba63
 START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH = 1, 2, 4, 8, 16, 32
 _offset, _prime = np.uint64(14695981039346656037), np.uint64(1099511628211) # of the FNV-1a hash
 _8, _29, _32 = np.uint64(8), np.uint64(29), np.uint64(32)
@@ -229,7 +235,8 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
                         if last == line_start and w_flag[last] & NUMBER: # "1." opens a list item
                             flags |= START | AFTER_COMMA
                             ends = False
-                        elif i - w_start[last] == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73: ends = False # J. Doe
+                        elif i - w_start[last] == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73: # J. Doe
+                            ends = False
                         for a in abbreviations: ends = ends and w_hash[last] != a
                     if ends:
                         flags |= START | AFTER_COMMA
@@ -246,7 +253,7 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
         i += size
     return words, blanks, sents + in_sentence
 
-# %% ../nbs/09_scan.ipynb #527635c3
+# %% ../nbs/09_scan.ipynb #e08f2c1e
 PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
 _lead, _first, _function = 1, 2, 4 # traits of a word: may stand before a phrase; begins one; carries no content
 _anything = -2 # as a word that must not follow: any number
@@ -346,7 +353,8 @@ def compile_lexicon(
     roots[list(trie[0])] = list(trie[0].values())
     traits = [_lead * (w in lead) | _first * (roots[w] >= 0) | _function * (w in function) for w in range(known)]
     hashes = np.array([*ids, 0], np.uint64)
-    edges = [(node << 32 | word, child) for node, children in enumerate(trie) if node for word, child in children.items()]
+    edges = [(node << 32 | word, child) for node, children in enumerate(trie) if node
+             for word, child in children.items()]
     def ends(lists): return np.cumsum([0, *map(len, lists)]).astype(np.int32)
     marks = [e.phrase[-1].encode()[-1] if e.phrase[-1] in "?:!,." else 0 for e in ordered]
     strengths = np.zeros(64)
@@ -358,7 +366,7 @@ def compile_lexicon(
         pivots, np.array([words(a)[-1][2] for a in abbreviations], np.uint64), np.array(stages, np.uint64),
         strengths, float(bias)), ordered
 
-# %% ../nbs/09_scan.ipynb #4c1c463b
+# %% ../nbs/09_scan.ipynb #b5c5e075
 @_jit
 def _edge(key, keys, nodes):
     mask = np.uint64(len(keys) - 1)
@@ -371,6 +379,7 @@ def _edge(key, keys, nodes):
 
 @_jit
 def _stopped(lex, entry, word, flag):
+    if flag & AFTER_COMMA: return False # "wait, 13" turns; "wait 13 minutes" does not
     for k in range(lex.stops[entry], lex.stops[entry + 1]):
         if lex.stop_words[k] == word or lex.stop_words[k] == _anything and flag & NUMBER: return True
     return False
@@ -533,7 +542,7 @@ def _reach(n, seen, sent, content, s_back):
             count += 1
     return total / count if count else np.nan
 
-# %% ../nbs/09_scan.ipynb #a4590626
+# %% ../nbs/09_scan.ipynb #26e77a71
 def _word_arrays(size: int) -> tuple:
     "Room for a text of so many bytes"
     return _room(size, 64)
@@ -576,7 +585,7 @@ def _read(doc, tables, lex, room):
 
 COLUMNS = ("n_words", "n_sentences", "n_prose", "pivot_position", "backtracks", "backtrack_reach",
            "stage_framing", "stage_exploration", "stage_verification", "stage_synthesis",
-           "coherence", "mattr", "mtld", "repetition") # of `scan`, before the pivots of each type and the groups' counts
+           "coherence", "mattr", "mtld", "repetition") # of `scan`, before the groups
 
 
 @_jit
@@ -623,10 +632,11 @@ def scan(
     lex: Compiled,
     groups: int, # How many the lexicon has
     full: bool = True, # False: words, sentences, pivots, backtracks and stages alone
-) -> tuple[np.ndarray, list[bytes]]: # Texts × (COLUMNS, then groups); the stages of each text in order, repeats left out
+) -> tuple[np.ndarray, list[bytes]]: # Texts × (COLUMNS, then groups); the stages of each text, repeats left out
     "Measure many texts; holds no lock, so that threads may share the work"
     rows = np.empty((len(offsets) - 1, len(COLUMNS) + groups))
-    paths, path_ends = np.empty(int(offsets[-1] - offsets[0]) // 2 + 2 * len(offsets), np.uint8), np.zeros(len(offsets) - 1, np.int64)
+    paths = np.empty(int(offsets[-1] - offsets[0]) // 2 + 2 * len(offsets), np.uint8)
+    path_ends = np.zeros(len(offsets) - 1, np.int64)
     _scan(data, offsets, characters(), lex, groups, rows, paths, path_ends, full)
     bounds = [0, *path_ends.tolist()]
     letters = paths[:bounds[-1]].tobytes()

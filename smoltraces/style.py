@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PIVOT_TYPES', 'STAGES', 'PIVOT_COLOURS', 'INITIALS', 'BATCH', 'Lexicon', 'lexicon', 'Pivot', 'pivots', 'Stage',
            'Backtrack', 'stages', 'backtracks', 'measure_texts', 'style_parts', 'file_batches', 'files_of', 'batches',
-           'with_ids', 'measure', 'as_json', 'coverage', 'transitions', 'thought']
+           'with_ids', 'measure', 'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
 # %% ../nbs/10_style.ipynb #1d04d01d
 import functools
@@ -174,8 +174,8 @@ def backtracks(
     "The sections of a trace that backtrack"
     return _sections(_read(text, lex or lexicon()))
 
-# %% ../nbs/10_style.ipynb #c57858e5
-def _score_parts(counts: dict[str, np.ndarray], n_words: np.ndarray, weights: dict[str, float]) -> dict[str, np.ndarray]:
+# %% ../nbs/10_style.ipynb #e54ad745
+def _score_parts(counts: dict, n_words: np.ndarray, weights: dict[str, float]) -> dict[str, np.ndarray]:
     with np.errstate(divide="ignore", invalid="ignore"):
         return {name: weight * np.log1p(100 * counts[name] / n_words) for name, weight in weights.items()
                 if name != "bias"}
@@ -183,7 +183,7 @@ def _score_parts(counts: dict[str, np.ndarray], n_words: np.ndarray, weights: di
 
 def _logistic(x): return 1 / (1 + np.exp(-x))
 
-# %% ../nbs/10_style.ipynb #37ef41e7
+# %% ../nbs/10_style.ipynb #0448ab1f
 INITIALS = dict(zip("FEVS", STAGES, strict=True))
 _path_letters = bytes.maketrans(bytes(range(4)), b"FEVS")
 
@@ -215,7 +215,8 @@ def _buffer(texts) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     texts = [_clean(t) for t in texts]
     notes = {i: "no trace" if t is None else t.reason for i, t in enumerate(texts) if not isinstance(t, str)}
     data = [_encode(t if isinstance(t, str) else getattr(t, "text", "")) for t in texts]
-    return np.frombuffer(b"".join(data), np.uint8), np.concatenate([[0], np.cumsum([len(d) for d in data], dtype=int)]), notes
+    offsets = np.concatenate([[0], np.cumsum([len(d) for d in data], dtype=np.int64)])
+    return np.frombuffer(b"".join(data), np.uint8), offsets, notes
 
 
 def measure_texts(
@@ -286,7 +287,7 @@ def style_parts(
                          "weight": {k: lex.score[k] for k in parts},
                          "adds": {k: float(v[0]) for k, v in parts.items()} | {"bias": lex.score["bias"]}})
 
-# %% ../nbs/10_style.ipynb #22c0084f
+# %% ../nbs/10_style.ipynb #0bc69b81
 BATCH = 256 # traces read at a time
 
 
@@ -301,7 +302,8 @@ def _from_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
         for number, line in enumerate(lines, 1):
             if not line.strip(): continue
             try: row = json.loads(line.decode("utf-8", "replace"))
-            except ValueError as e: raise InputError(f"{path}, line {number}, is not JSON ({e}): mend or drop it.") from None
+            except (ValueError, RecursionError) as e:
+                raise InputError(f"{path}, line {number}, is not JSON ({e}): mend or drop it.") from None
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number}, is not a JSON object: give each trace as {{\"trace\": …}}.")
             yield number, row
@@ -356,6 +358,9 @@ def files_of(
     return [path]
 
 
+def _listed(column) -> list: return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
+
+
 def batches(
     traces, # Anything that `measure` takes
     field: str = "trace",
@@ -369,7 +374,7 @@ def batches(
         if field not in names: raise _field_error(field, names)
         for at in range(0, len(traces), BATCH):
             part = traces.iloc[at:at + BATCH] if isinstance(traces, pd.DataFrame) else traces[at:at + BATCH]
-            yield list(part["id"]) if "id" in names else [None] * len(part[field]), list(part[field])
+            yield _listed(part["id"]) if "id" in names else [None] * len(part[field]), _listed(part[field])
     else:
         rows = list(traces)
         if rows and isinstance(rows[0], dict):
@@ -426,13 +431,32 @@ def as_json(
     if isinstance(row["note"], str): out["note"] = row["note"]
     return out
 
-# %% ../nbs/10_style.ipynb #089cd0ae
+# %% ../nbs/10_style.ipynb #236635f8
 def coverage(
     measures: pd.DataFrame, # From `measure`
     at_least: int = 3, # Types that must occur
 ) -> float: # 0 to 1
     "The share of traces in which at least so many of the four pivot types occur"
     return float((measures.pivot_types >= at_least).mean())
+
+
+def summary(
+    measures: pd.DataFrame, # From `measure`
+) -> pd.Series: # Of str
+    "The means of many traces, as `smoltraces style` prints them"
+    measured = measures[measures.n_words > 0]
+    rows = {"traces": f"{len(measures)}"}
+    if len(measured) < len(measures): rows["of which not measured"] = f"{len(measures) - len(measured)}"
+    def mean(column, digits=2): return f"{measured[column].mean():.{digits}f}"
+    rows |= {"words": mean("n_words", 0), "sentences": mean("n_sentences", 1), "pivots": mean("pivots", 1),
+             **{f"  {t}": mean(f"pivots_{t}", 1) for t in PIVOT_TYPES},
+             "pivots per 100 words": mean("pivots_per_100_words"),
+             "3 of 4 types": f"{coverage(measured):.0%}", "backtracks": mean("backtracks", 1),
+             **{f"stage: {t}": f"{measured[f'stage_{t}'].mean():.0%}" for t in STAGES},
+             "coherence": mean("coherence", 3),
+             "MATTR": mean("mattr"), "MTLD": mean("mtld", 0), "repetition": mean("repetition"),
+             "style score": mean("style_score")}
+    return pd.Series(rows)
 
 
 def transitions(

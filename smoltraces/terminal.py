@@ -20,7 +20,10 @@ from .settings import InputError
 from .style import PIVOT_COLOURS, PIVOT_TYPES, pivots
 from .viewer import BARS, MOST, About, Row, Run, about, counts, layout, reach, title_of, visible
 
-# %% ../nbs/13_terminal.ipynb #befd6b36
+# %% ../nbs/13_terminal.ipynb #1d627ec3
+# numba, which `style` compiles with, would otherwise take over standard output and end it with an escape code.
+os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
+
 # Black or white on the type's colour, whichever can be read: it does so on any background. And a line of its own.
 _styles = {"realization": "#000000 on {} underline", "verification": "#ffffff on {} underline2",
            "exploration": "#000000 on {} italic underline", "integration": "#000000 on {} overline"}
@@ -44,7 +47,7 @@ def _body(run: Run, plain: bool) -> Text:
             if back and p.closes: text.append("⟩", "bold")
     return text
 
-
+# %% ../nbs/13_terminal.ipynb #26f17ad8
 class _Lines(list):
     "Lines of rich text, of a given width"
     def __init__(self, console: Console, width: int, search: str):
@@ -86,7 +89,8 @@ def show(
     width = min(console.width, 120 * step) # longer lines are hard to read
     half = (width - 3) // 2 if side_by_side and width >= 100 else width
     def put(line): console.print(line, soft_wrap=True, highlight=False)
-    put(Text(" ").join([_pivot(kind, kind, _plain(console)) for kind in PIVOT_TYPES] + [Text("⟨↶n backtrack⟩", "bold")]))
+    signs = [_pivot(kind, kind, _plain(console)) for kind in PIVOT_TYPES]
+    put(Text(" ").join([*signs, Text("⟨↶n backtrack⟩", "bold")]))
     put(Text("↶n gives up or corrects a step, n sentences back; the stage is in the margin", "dim"))
     told = about(found)
     for k in range(0, len(found), step):
@@ -101,7 +105,7 @@ def show(
             if right: left.truncate(half, pad=True)
             put(Text.assemble(left, *(part for line in right for part in (" ┃ ", line))))
 
-# %% ../nbs/13_terminal.ipynb #150a20b4
+# %% ../nbs/13_terminal.ipynb #74007b8b
 def print_traces(
     found: list[Row], # From `rows`
     side_by_side: bool = False,
@@ -118,7 +122,7 @@ def print_traces(
             stack.enter_context(console.pager(styles=not _plain(console)))
         show(some, console, side_by_side, search)
         if left := len(found) - len(some):
-            console.print(f"\n{left} more of {len(found)}: --limit 0 prints all, --html PAGE.html makes a page of them.",
+            console.print(f"\n{left} more of {len(found)}: --limit 0 prints all, --html PAGE.html makes a page.",
                           highlight=False, soft_wrap=True)
 
 # %% ../nbs/13_terminal.ipynb #23002a9c

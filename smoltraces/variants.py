@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['trace_schema', 'SYSTEM', 'question_text', 'messages', 'write_traces', 'build_variants', 'load_variant']
 
-# %% ../nbs/06_variants.ipynb #ffca1aa7
+# %% ../nbs/06_variants.ipynb #19b50ec1
 from dataclasses import asdict
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -76,7 +77,7 @@ def write_traces(
                      "correct": correct, "fault": _fault(variant, c, correct)})
     return pd.DataFrame(rows, columns=[*trace_schema.names, "fault"])
 
-# %% ../nbs/06_variants.ipynb #1362514b
+# %% ../nbs/06_variants.ipynb #f1d697e7
 def build_variants(
     cfg: Settings,
 ) -> dict[str, pd.DataFrame]: # One table a variant, all with the same problems in the same order
@@ -93,8 +94,15 @@ def build_variants(
     chosen = rounds.sort_values(kind="stable").index[:cfg.n_train]
     tables = {v: t.iloc[chosen][trace_schema.names].reset_index(drop=True) for v, t in written.items()}
     for v, t in tables.items(): write_parquet(cfg.path("data", f"{v}.parquet"), t, trace_schema)
+    for v, t in written.items(): _keep_aside(cfg.path("data", "dropped", f"{v}.parquet"), t[t.fault.notna()])
     write_json(cfg.path("data", "manifest.json"), _manifest(cfg, written, kept, tables))
     return tables
+
+
+def _keep_aside(file: Path, rows: pd.DataFrame) -> None:
+    "Traces that were asked for, and paid for, but cannot be trained on; with the reason in `fault`"
+    if len(rows): write_parquet(file, rows.reset_index(drop=True))
+    else: file.unlink(missing_ok=True) # of an earlier run
 
 
 def _manifest(cfg: Settings, written: dict[str, pd.DataFrame], kept: int, tables: dict[str, pd.DataFrame]) -> dict:

@@ -40,13 +40,13 @@ from smoltraces.style import (
 )
 from .variants import question_text
 
-# %% ../nbs/12_viewer.ipynb #9c0aebf9
+# %% ../nbs/12_viewer.ipynb #ea9c2049
 _unseen = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
                      "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]")
 
 
-_names = ("NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS "
-          "US").split()
+_names = ("NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI "
+          "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US").split()
 
 
 def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictures of control characters
@@ -119,7 +119,7 @@ def _trimmed(run: Run) -> Run: # without the white space that ends it
             break
     return run._replace(gap=min(newlines, 2), pieces=pieces)
 
-# %% ../nbs/12_viewer.ipynb #7e80a7de
+# %% ../nbs/12_viewer.ipynb #55e47018
 _tell_apart = ("student", "model", "variant", "seed", "benchmark", "sample", "file")
 _facets = ("variant", "student", "model", "kind", "benchmark", "domain", "source")
 
@@ -163,11 +163,12 @@ def rows(
     names = list(dict.fromkeys(name for row in found for name in row))
     if field is None: field = next((n for n in ("trace", "output", "text") if n in names), "trace")
     if found and field not in names:
-        raise InputError(f"There is no field {visible(field)!r} here: name one of {visible(', '.join(map(str, names)))}.")
-    texts = [row.get(field) for row in found]
-    return [Row(n, t if isinstance(t, str) else None, row) for n, (t, row) in enumerate(zip(texts, found, strict=True), 1)]
+        known = visible(", ".join(map(str, names)))
+        raise InputError(f"There is no field {visible(field)!r} here: name one of {known}.")
+    def text(row): return row[field] if isinstance(row.get(field), str) else None
+    return [Row(n, text(row), row) for n, row in enumerate(found, 1)]
 
-
+# %% ../nbs/12_viewer.ipynb #a31de69b
 class About(NamedTuple):
     "What is shown of a row beside its trace: visible text, '' where the row has none"
     id: str
@@ -203,7 +204,7 @@ def _about(row: Row, apart: list[str]) -> About:
         question=visible(question_text(asked)), answer=text("answer"), extracted=text("extracted"),
         response=text("response"), facets={name: text(name) for name in _facets if name in columns})
 
-# %% ../nbs/12_viewer.ipynb #0f4b2e84
+# %% ../nbs/12_viewer.ipynb #e99ac867
 _underlines = dict(zip(PIVOT_TYPES, ("solid", "double", "dashed", "dotted"), strict=True))
 BARS = dict(zip(STAGES, ("#8a8a94", PIVOT_COLOURS["exploration"], PIVOT_COLOURS["verification"],
                           PIVOT_COLOURS["integration"]), strict=True))
@@ -261,7 +262,7 @@ def _legend(runs: list[Run]) -> str:
     row = '<div style="display:flex;flex-wrap:wrap;gap:.1em .9em;font-size:85%;margin-bottom:.4em">{}</div>'
     return row.format(" ".join(f"<span>{m}</span>" for m in marks + (["sentences:"] if bars else []) + bars))
 
-
+# %% ../nbs/12_viewer.ipynb #63e46552
 class View:
     "Traces that show themselves in a notebook, as text elsewhere"
     def __init__(self, found: list[Row], titles: list[str]):
@@ -272,7 +273,8 @@ class View:
     def _html_one(self, row: Row, told: About, title: str, question: str) -> str:
         text, cut = row.text or "", ""
         if len(text) > MOST:
-            cut = _html_block("", "transparent", 0, f"… and {len(text) - MOST:,} characters more: see them with page().")
+            left = f"{len(text) - MOST:,} characters"
+            cut = _html_block("", "transparent", 0, f"… and {left} more: see them with page().")
         runs = layout(text[:MOST])
         body = "".join(map(_html_run, runs)) or _html_block("", "transparent", 0, "<i>no trace</i>")
         high = sum(len(p.text) / 75 + p.text.count("\n") for run in runs for p in run.pieces) + len(runs) > 26
@@ -285,23 +287,28 @@ class View:
                 f'<div class="smoltraces-box" style="{box}">{body}{cut}</div></div>')
 
     def _repr_html_(self):
-        asked = [_html_block("question", "#8a8a9466", 2, html.escape(t.question)) if t.question else "" for t in self.told]
+        asked = [_html_block("question", "#8a8a9466", 2, html.escape(told.question)) if told.question else ""
+                 for told in self.told]
         once = asked[0] if asked and len(set(asked)) == 1 else "" # one question, several traces: asked once
         ones = [self._html_one(*parts, "" if once else question) for *parts, question
                 in zip(self.rows[:_columns], self.told, self.titles, asked, strict=False)]
         left = len(self.rows) - _columns
         more = f"<div>… and {left} more: see them with page().</div>" if left > 0 else ""
-        return (f'<style>{_sheet}</style><div style="line-height:1.6;max-width:{62 * min(2, len(ones))}em">{once}<div '
-                'style="display:grid;grid-template-columns:repeat(auto-fit,minmax(min(26em,100%),1fr));gap:1em 1.5em">'
+        # The classes keep MathJax away: what a trace writes is shown as it was written.
+        wide = 62 * min(2, len(ones))
+        return (f'<style>{_sheet}</style><div class="tex2jax_ignore mathjax_ignore" style="line-height:1.6;'
+                f'max-width:{wide}em">{once}<div style="display:grid;gap:1em 1.5em;grid-template-columns:'
+                'repeat(auto-fit,minmax(min(26em,100%),1fr))">'
                 f"{''.join(ones)}</div>{more}</div>")
 
 
 _columns = 6 # traces in one cell
 # What only a trusted notebook gets: the box that opens a long trace.
-_sheet = (".smoltraces-box{scrollbar-color:#8888 transparent}.smoltraces-view>.smoltraces-all{display:inline-block!important}"
+_sheet = (".smoltraces-box{scrollbar-color:#8888 transparent}"
+          ".smoltraces-view>.smoltraces-all{display:inline-block!important}"
           ".smoltraces-view:has(>.smoltraces-all>:checked)>.smoltraces-box{height:auto!important}")
 
-
+# %% ../nbs/12_viewer.ipynb #f5d5f336
 def view(
     traces, # A text, a row, a frame of rows, a file's Path…: what `rows` takes
     field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
@@ -325,15 +332,15 @@ def highlight(
     title: str = "", # Shown above it
 ) -> View: # Shown as HTML in a notebook
     "One trace, as `view` shows it"
-    return view(text, title=title)
+    return view([text], title=title)
 
-# %% ../nbs/12_viewer.ipynb #0775c811
+# %% ../nbs/12_viewer.ipynb #af1118b1
 def _json(value) -> str:
     "JSON that can stand inside a script element: nothing in it can end the element or begin a comment"
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return re.sub("[<>&\u2028\u2029]", lambda m: f"\\u{ord(m[0]):04x}", text)
 
-
+# %% ../nbs/12_viewer.ipynb #5f85df71
 def _items(pieces) -> list: # text, [text, type] in a pivot, {items, reach, opens} in a backtrack
     items = []
     for back, group in groupby(pieces, key=lambda p: p.back):
@@ -344,6 +351,7 @@ def _items(pieces) -> list: # text, [text, type] in a pivot, {items, reach, open
 
 
 def _parts(run: Run, most: int = 20_000) -> Iterator[tuple[int, list[Piece]]]: # its gap and pieces, in drawable parts
+    if sum(len(p.text) for p in run.pieces) <= most: return (yield run.gap, run.pieces)
     part, size = [], 0
     for piece in (p._replace(text=p.text[k:k + most]) for p in run.pieces for k in range(0, len(p.text), most)):
         if size + len(piece.text) > most and part:

@@ -145,7 +145,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=20)
     assert run.returncode == 130 and "the same command goes on" in said, said
-    assert {p.name for p in (out(folder) / "runs").iterdir()} == {"1_build_data.json", "2_analyse_traces.json"}
+    assert {p.name for p in (out(folder) / "runs").iterdir()} == {"1_build_data.json", "2_analyse_traces-teachers.json"}
 
 
 @pytest.mark.parametrize("where", [".", "nbs/experiments"])

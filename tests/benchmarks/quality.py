@@ -1,12 +1,12 @@
 """What the style measures are worth on labelled traces, and where the weights in lexicon.toml come from.
 
     python tests/benchmarks/quality.py FOLDER          measure the package as it is on FOLDER/*.jsonl
-    python tests/benchmarks/quality.py FOLDER --fit    fit the weights again, with each model (and for backtracking also
-                                                       each fifth of the questions) held out in turn
+    python tests/benchmarks/quality.py FOLDER --fit    fit the weights again, with each model (and for backtracking
+                                                       also each fifth of the questions) held out in turn
 
-A row: id, model, kind (rlm or instruct), trace, annotated: the trace cut into sections, each between a label in brackets
-and ["end-section"]. The labels are those of a judge model and noisy. Models of the two kinds answered the same questions;
-the last part of an id is the question's number.
+A row: id, model, kind (rlm or instruct), trace, annotated: the trace cut into sections, each between a label in
+brackets and ["end-section"]. The labels are those of a judge model and noisy. Models of the two kinds answered the
+same questions; the last part of an id is the question's number.
 """
 import argparse
 import json
@@ -64,13 +64,15 @@ def report(models: dict[str, list[dict]]):
     short = {m: measure([r | {"trace": first_words(r["trace"], 150)} for r in rows]) for m, rows in models.items()}
     table = {}
     for m, rows in models.items():
-        table[m] = {"kind": kind[m], "coverage": coverage(full[m]), **{t: (full[m][f"pivots_{t}"] > 0).mean() for t in PIVOT_TYPES},
+        table[m] = {"kind": kind[m], "coverage": coverage(full[m]),
+                    **{t: (full[m][f"pivots_{t}"] > 0).mean() for t in PIVOT_TYPES},
                     "style_score": full[m].style_score.mean(), "backtracks": full[m].backtracks.mean()}
         if kind[m] == "rlm":
-            true, said = backtracking(rows, lambda r: [a for a, _, _, back in _read(r["trace"], lexicon()).sentences if back])
+            true, said = backtracking(rows, lambda r: [a for a, _, _, back in _read(r["trace"], lexicon()).sentences
+                                                       if back])
             table[m] |= dict(zip(("precision", "recall", "F1"), scores(true, said), strict=True))
             wait = re.compile(r"\bwait\b", re.I)
-            true, said = backtracking(rows, lambda r: [w.start() for w in wait.finditer(r["trace"])])
+            true, said = backtracking(rows, lambda r, wait=wait: [w.start() for w in wait.finditer(r["trace"])])
             table[m]["F1 of 'wait'"] = scores(true, said)[2]
             firsts = [(st.stage == "framing", label == "initializing") for r in rows for a, z, label in sections(r)
                       for st in stages(r["trace"]) if a <= st.start < z]
@@ -129,10 +131,12 @@ def fit(models: dict[str, list[dict]]):
             for (n, d, start), p in zip(data["where"], out, strict=True):
                 if n == m and p > threshold: starts[d].append(start)
             index = {id(row): d for d, row in enumerate(models[m])}
-            line.append("P {:.2f} R {:.2f} F1 {:.3f}".format(*scores(*backtracking(models[m], lambda r, s=starts, i=index: s[i[id(r)]]))))
+            line.append("P {:.2f} R {:.2f} F1 {:.3f}".format(
+                *scores(*backtracking(models[m], lambda r, s=starts, i=index: s[i[id(r)]]))))
         print(f"backtracking held out, threshold {threshold:.2f}:", "; ".join(line))
     whole = regression().fit(x, y)
-    print("backtracking", dict(zip([lex.groups[g][13:] for g in groups], whole.coef_[0].round(2).tolist(), strict=True)),
+    print("backtracking", dict(zip([lex.groups[g][13:] for g in groups], whole.coef_[0].round(2).tolist(),
+                                   strict=True)),
           "bias at 0.5", round(float(whole.intercept_[0]), 2))
 
 
@@ -141,5 +145,6 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--fit", action="store_true")
     args = parser.parse_args()
-    rows = {f.stem: [json.loads(line) for line in f.open(encoding="utf-8")] for f in sorted(args.folder.glob("*.jsonl"))}
+    rows = {f.stem: [json.loads(line) for line in f.open(encoding="utf-8")]
+            for f in sorted(args.folder.glob("*.jsonl"))}
     (fit if args.fit else report)(rows)

@@ -1,7 +1,8 @@
 """How fast style is measured, as ratios against named baselines in one run, on one core.
 
-    python tests/benchmarks/style.py speed [FOLDER]      MB/s, and the ratio to a loop of `re` patterns, to one Hyperscan
-                                                         pass, to polars' Aho-Corasick and Rust's regex, for the same phrases
+    python tests/benchmarks/style.py speed [FOLDER]      MB/s, and the ratio to a loop of `re` patterns, to one
+                                                         Hyperscan pass, to polars' Aho-Corasick and Rust's
+                                                         regex, for the same phrases
     python tests/benchmarks/style.py linear [FOLDER]     time against size, 1 to 16 times
     python tests/benchmarks/style.py memory GB [FOLDER]  peak memory on so many GB of Parquet, threads
     python tests/benchmarks/style.py ray MB [FOLDER]     the same rows from both engines, and their times
@@ -90,12 +91,16 @@ def speed(folder=None):
         return found
 
     series = pl.Series(texts)
-    one = "(?i)" + "|".join(pattern(p).replace(r"\ ", " ").replace(r"\-", "-") for p in sorted(phrases, key=len, reverse=True))
+    one = "(?i)" + "|".join(pattern(p).replace(r"\ ", " ").replace(r"\-", "-")
+                            for p in sorted(phrases, key=len, reverse=True))
     ours = {"pivots and backtracking": lambda: scan(buffer, offsets, lex.compiled, len(lex.groups), full=False),
             "measure, whole": lambda: [measure_texts(texts[i:i + BATCH]) for i in range(0, len(texts), BATCH)]}
-    theirs = {f"loop of {len(phrases)} re patterns": (loop, sum(map(len, data[:few])) / 1e6), "Hyperscan, one pass": (hyper, megabytes),
-              "polars find_many (Aho-Corasick)": (lambda: series.str.find_many(phrases, ascii_case_insensitive=True), megabytes),
-              "polars extract_all (Rust regex)": (lambda: series[:few * 4].str.extract_all(one), sum(map(len, data[:few * 4])) / 1e6)}
+    theirs = {f"loop of {len(phrases)} re patterns": (loop, sum(map(len, data[:few])) / 1e6),
+              "Hyperscan, one pass": (hyper, megabytes),
+              "polars find_many (Aho-Corasick)": (lambda: series.str.find_many(phrases, ascii_case_insensitive=True),
+                                                  megabytes),
+              "polars extract_all (Rust regex)": (lambda: series[:few * 4].str.extract_all(one),
+                                                  sum(map(len, data[:few * 4])) / 1e6)}
     for run in ours.values(): run() # compiled, and in the cache
     rates = {name: size / timed(run, repeat=1 if size < 1 else 3) for name, (run, size) in theirs.items()}
     for name, rate in rates.items(): print(f"{name:36} {rate:8.2f} MB/s")
@@ -110,7 +115,8 @@ def linear(folder=None):
     base = None
     for k in (1, 2, 4, 8, 16):
         part = texts[:len(texts) * k // 16]
-        rate = sum(map(len, part)) / timed(lambda part=part: [measure_texts(part[i:i + BATCH]) for i in range(0, len(part), BATCH)])
+        rate = sum(map(len, part)) / timed(lambda part=part: [measure_texts(part[i:i + BATCH])
+                                                             for i in range(0, len(part), BATCH)])
         base = base or rate
         print(f"{k:3} x: {rate / base:.2f} of the rate at 1 x")
 
@@ -138,10 +144,12 @@ def memory(gigabytes: str, folder=None):
         code = ("import resource, sys, time; from smoltraces.corpus import measure_corpus; t = time.time();"
                 "measure_corpus(sys.argv[1], sys.argv[2], progress=lambda n: None);"
                 "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time() - t)")
-        told = subprocess.run([sys.executable, "-c", code, source, out], check=True, capture_output=True, text=True).stdout
+        told = subprocess.run([sys.executable, "-c", code, source, out], check=True, capture_output=True,
+                              text=True).stdout
         peak, seconds = map(float, told.split())
         peak *= 1 if sys.platform == "darwin" else 1024
-        print(f"{size:.2f} GB of Parquet: peak memory {peak / 1e9:.2f} GB, {size * 1e3 / seconds:.0f} MB/s on all cores")
+        print(f"{size:.2f} GB of Parquet: peak memory {peak / 1e9:.2f} GB, "
+              f"{size * 1e3 / seconds:.0f} MB/s on all cores")
 
 
 def ray(megabytes: str, folder=None):
