@@ -68,7 +68,7 @@ def _kind(c, kinds):
     if c < 65536: return kinds[c]
     return np.uint8(IDEOGRAPH) if 0x20000 <= c < 0x40000 else np.uint8(OTHER)
 
-# %% ../nbs/09_scan.ipynb #ed1ec432
+# %% ../nbs/09_scan.ipynb #34233fce
 _BLANK_LINE, _FENCE, _DOLLARS, _BRACKET, _PAREN, _TICK, _DOLLAR, _QUOTE, _CURLY, _END, _LINE = range(11)
 _width = np.array([0, 3, 2, 2, 2, 1, 1, 1, 3, 5, 0]) # bytes of each closing mark
 
@@ -129,40 +129,39 @@ def _quoted_until(doc, i, ahead):
     within = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
     return i if closed >= n or closed > within else closed + _width[mark]
 
-# %% ../nbs/09_scan.ipynb #be7bba63
-START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH = 1, 2, 4, 8, 16, 32
-_offset, _prime = np.uint64(14695981039346656037), np.uint64(1099511628211) # of the FNV-1a hash
-_8, _29, _32 = np.uint64(8), np.uint64(29), np.uint64(32)
+
+_opens = np.array([c in b"`>$\\\"\xe2" for c in range(256)])
 
 
 @_jit
-def _word_end(doc, i, kind, kinds, lower, ascii_word):
-    "The end and the hash of the word that begins at byte i; eight characters at a time go into the hash"
-    n, j, length, number = len(doc), i, 0, 48 <= doc[i] <= 57
-    h, part = _offset, np.uint64(0)
-    while j < n:
-        low, size = np.uint64(ascii_word[doc[j]]), 1
-        if low == 0:
-            if doc[j] == 32: break
-            c, size = _char(doc, j)
-            k = _kind(c, kinds)
-            if k == APOSTROPHE:
-                after = _char(doc, j + size)[0] if j + size < n else np.int64(32)
-                if _kind(after, kinds) != WORD or 48 <= after <= 57: break
-            elif number and (c == 44 or c == 46):
-                if j + 1 >= n or not 48 <= doc[j + 1] <= 57: break
-            elif k != WORD and (k != IDEOGRAPH or j > i): break
-            low = np.uint64(lower[c] if c < 65536 else c)
-        part = part << _8 ^ low
-        j += size
-        length += 1
-        if length & 7 == 0:
-            h = (h ^ part) * _prime
-            h ^= h >> _32
-            part = np.uint64(0)
-        if kind == IDEOGRAPH: break
-    h = (h ^ part) * _prime
-    return j, h ^ h >> _29
+def _quotes(doc, q_start, q_end):
+    "Fill where code, mathematics and quotations begin and end; how many there are"
+    ahead = np.full(11, -1, np.int64)
+    i, found = 0, 0
+    while i < len(doc):
+        end = _quoted_until(doc, i, ahead) if _opens[doc[i]] else i
+        if end > i:
+            q_start[found], q_end[found] = i, end
+            found += 1
+        i = max(end, i + 1)
+    return found
+
+# %% ../nbs/09_scan.ipynb #5edbae77
+START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH = 1, 2, 4, 8, 16, 32
+_offset, _prime = np.uint64(14695981039346656037), np.uint64(1099511628211) # of the FNV-1a hash
+_29, _32 = np.uint64(29), np.uint64(32)
+
+
+@_jit
+def _goes_on(doc, j, first, kinds, lower):
+    "The lower case and the size of the character at byte j, not ASCII, if a word goes on with it; else 0 and 0"
+    c, size = _char(doc, j)
+    k = _kind(c, kinds)
+    if k == APOSTROPHE: # don’t
+        after = _char(doc, j + size)[0] if j + size < len(doc) else np.int64(32)
+        if _kind(after, kinds) != WORD or 48 <= after <= 57: return np.uint64(0), 0
+    elif k != WORD and (k != IDEOGRAPH or j > first): return np.uint64(0), 0
+    return np.uint64(lower[c] if c < 65536 else c), size
 
 
 @_jit
@@ -178,12 +177,11 @@ def _stop_end(doc, i, size, kinds):
 
 
 @_jit
-def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end):
+def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end, q_start, q_end):
     "Fill the arrays of words and sentences; how many words, words by blank space, and sentences there are"
     kinds, lower, ascii_word = tables
-    ahead = np.full(11, -1, np.int64)
-    n = len(doc)
-    i = words = blanks = sents = lines = quote_end = line_start = 0
+    n, quotes, quote, quoted = len(doc), _quotes(doc, q_start, q_end), 0, False
+    i = words = blanks = sents = lines = line_start = 0
     flags = START | AFTER_COMMA | PARAGRAPH
     in_sentence, spaced, joined = False, True, False
     while i < n:
@@ -192,13 +190,15 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             spaced, joined = True, False
             i += 1
             continue
+        while quote < quotes and i >= q_end[quote]: quote += 1
+        quoted = quote < quotes and i >= q_start[quote]
         if c < 128: k = kinds[c]
         else:
             c, size = _char(doc, i)
             k = _kind(c, kinds)
         if k == SPACE or k == NEWLINE:
             spaced, joined = True, False
-            if k == NEWLINE and i >= quote_end:
+            if k == NEWLINE and not quoted:
                 lines += not (c == 13 and i + 1 < n and doc[i + 1] == 10)
                 flags |= START | AFTER_COMMA | (PARAGRAPH if lines > 1 else 0)
                 line_start = words
@@ -209,12 +209,35 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
         blanks += spaced or k == IDEOGRAPH
         spaced = False
         if k == WORD or k == IDEOGRAPH:
-            j, h = _word_end(doc, i, k, kinds, lower, ascii_word)
+            # The hash is FNV-1a. This loop is most of the work: as a function of its own it would take twice as long.
+            j, h = i, _offset
+            while True:
+                while j < n and ascii_word[doc[j]]:
+                    h = (h ^ np.uint64(ascii_word[doc[j]])) * _prime
+                    j += 1
+                if j + 1 >= n: break
+                c = doc[j]
+                if c == 32: break
+                if c == 39: # don't
+                    if ascii_word[doc[j + 1]] <= 57 and doc[j + 1] < 128: break
+                elif c == 46 or c == 44: # 3.14, 1,000
+                    if not (48 <= doc[j + 1] <= 57 and 48 <= doc[i] <= 57): break
+                elif c < 128: break
+                else:
+                    low, size = _goes_on(doc, j, i, kinds, lower)
+                    if size == 0: break
+                    h = (h ^ low) * _prime
+                    j += size
+                    if k == IDEOGRAPH: break
+                    continue
+                h = (h ^ np.uint64(c)) * _prime
+                j += 1
+            h ^= h >> _29
             if not in_sentence:
                 in_sentence = True
                 s_start[sents] = i
             w_start[words], w_end[words], w_hash[words], w_sent[words] = i, j, h, sents
-            w_flag[words] = (flags | (QUOTED if i < quote_end else 0) | (NUMBER if 48 <= c <= 57 else 0)
+            w_flag[words] = (flags | (QUOTED if quoted else 0) | (NUMBER if 48 <= doc[i] <= 57 else 0)
                              | (HYPHENATED if joined else 0))
             s_end[sents] = j
             words += 1
@@ -223,9 +246,7 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             i = j
             continue
         joined = k == HYPHEN and words > 0 and w_end[words - 1] == i
-        if i >= quote_end:
-            if c == 96 or c == 36 or c == 92 or c == 34 or c == 0x201C or c == 62:
-                quote_end = _quoted_until(doc, i, ahead)
+        if not quoted:
             if k == STOP:
                 j = _stop_end(doc, i, size, kinds)
                 if j >= 0:
@@ -253,7 +274,7 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
         i += size
     return words, blanks, sents + in_sentence
 
-# %% ../nbs/09_scan.ipynb #e08f2c1e
+# %% ../nbs/09_scan.ipynb #7aafe700
 PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
 _lead, _first, _function = 1, 2, 4 # traits of a word: may stand before a phrase; begins one; carries no content
 _anything = -2 # as a word that must not follow: any number
@@ -288,7 +309,7 @@ def words(
     "The words of a text, as the reader cuts them"
     doc = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
     arrays = _word_arrays(len(doc))
-    n, _, _ = _words(doc, characters(), np.zeros(0, np.uint64), *arrays[:5], *arrays[6:8])
+    n, _, _ = _words(doc, characters(), np.zeros(0, np.uint64), *arrays[:5], *arrays[6:8], *arrays[12:14])
     return [(int(a), int(z), int(h)) for a, z, h in zip(*(x[:n] for x in arrays[:3]), strict=True)]
 
 
@@ -542,7 +563,7 @@ def _reach(n, seen, sent, content, s_back):
             count += 1
     return total / count if count else np.nan
 
-# %% ../nbs/09_scan.ipynb #26e77a71
+# %% ../nbs/09_scan.ipynb #c5b9bd35
 def _word_arrays(size: int) -> tuple:
     "Room for a text of so many bytes"
     return _room(size, 64)
@@ -568,7 +589,8 @@ def _read(doc, tables, lex, room):
     "Words, sentences, pivots, stages and backtracks of one text, into its room; and its prose apart"
     w_start, w_end, w_hash, w_sent, w_flag, w_word, s_start, s_end, s_cues, s_paragraph, s_stage, s_back = room[:12]
     p_word, p_last, p_entry, u_hash, u_sent, u_content = room[12:18]
-    n, blanks, sents = _words(doc, tables, lex.abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end)
+    n, blanks, sents = _words(doc, tables, lex.abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end,
+                              p_word, p_last) # room for quotations, until the pivots need it
     pivots = _match(doc, lex, n, w_end, w_hash, w_sent, w_flag, w_word, s_cues, room[23], p_word, p_last, p_entry)
     s_paragraph[:sents] = 0
     prose = 0
