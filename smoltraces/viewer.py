@@ -119,7 +119,7 @@ def _trimmed(run: Run) -> Run: # without the white space that ends it
             break
     return run._replace(gap=min(newlines, 2), pieces=pieces)
 
-# %% ../nbs/12_viewer.ipynb #55e47018
+# %% ../nbs/12_viewer.ipynb #d2d4e168
 _tell_apart = ("student", "model", "variant", "seed", "benchmark", "sample", "file")
 _facets = ("variant", "student", "model", "kind", "benchmark", "domain", "source")
 
@@ -145,7 +145,7 @@ class Row(NamedTuple):
 
 
 def rows(
-    traces, # A text, a row, a list of either, a frame (pandas, polars, datasets), a Path, or a list of Paths
+    traces, # A text, a row, a list of either, a frame (pandas, polars, datasets), a Path, a list of Paths, or of `Row`s
     field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
 ) -> list[Row]: # Raises InputError, naming what is missing
     "The rows of anything that can be shown"
@@ -154,6 +154,7 @@ def rows(
     if hasattr(traces, "to_pandas"): traces = traces.to_pandas()
     if isinstance(traces, pd.DataFrame): traces = traces.to_dict("records")
     traces, found = list(traces), []
+    if traces and isinstance(traces[0], Row): return traces
     for one in traces:
         if isinstance(one, Path):
             read = [{"file": one.stem} | row if len(traces) > 1 else row for row in _read(one)]

@@ -440,5 +440,7 @@ def test_the_command_writes_the_page(browser, jsonl, tmp_path):
     done = smoltraces("view", str(jsonl), *only, "--html", "out/page.html", cwd=tmp_path)
     assert done.returncode == 0 and "out/page.html" in done.stdout and "40 traces" in done.stdout, done.stderr
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["page.html"]
+    data = re.search(r'application/json"[^>]*>(.*?)</script>', (tmp_path / "out" / "page.html").read_text(), re.S)[1]
+    assert all(row["words"] for row in json.loads(data)["rows"])
     browser.open((tmp_path / "out" / "page.html").as_uri())
     assert shown(browser) == 40 and browser.complaints == []

@@ -13,6 +13,7 @@ import json
 import random
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -122,17 +123,19 @@ def linear(folder=None):
 
 
 def _write(folder: Path, gigabytes: float, source: str | None):
+    "Files of 100 MB; ten different ones, and from the eleventh on copies of these"
     import pyarrow as pa
     import pyarrow.parquet as pq
-    n = 0
-    while sum(f.stat().st_size for f in folder.glob("*.parquet")) < gigabytes * 1e9:
-        texts = corpus(100, source, seed=n)
-        with pq.ParquetWriter(folder / f"part-{n:04}.parquet", pa.schema({"id": pa.string(), "trace": pa.string()}),
-                              compression="none", use_dictionary=False) as out:
-            for at in range(0, len(texts), 1000):
-                part = texts[at:at + 1000]
-                out.write_table(pa.table({"id": [f"{n}-{at + i}" for i in range(len(part))], "trace": part}))
-        n += 1
+    schema = pa.schema({"id": pa.string(), "trace": pa.string()})
+    for n in range(max(1, round(gigabytes * 10))):
+        file = folder / f"part-{n:04}.parquet"
+        if n >= 10: shutil.copy(folder / f"part-{n % 10:04}.parquet", file)
+        else:
+            texts = corpus(min(100, gigabytes * 1e3), source, seed=n)
+            with pq.ParquetWriter(file, schema, compression="none", use_dictionary=False) as out:
+                for at in range(0, len(texts), 1000):
+                    part = texts[at:at + 1000]
+                    out.write_table(pa.table({"id": [f"{n}-{at + i}" for i in range(len(part))], "trace": part}))
 
 
 def memory(gigabytes: str, folder=None):
