@@ -287,7 +287,7 @@ def style_parts(
                          "weight": {k: lex.score[k] for k in parts},
                          "adds": {k: float(v[0]) for k, v in parts.items()} | {"bias": lex.score["bias"]}})
 
-# %% ../nbs/10_style.ipynb #0bc69b81
+# %% ../nbs/10_style.ipynb #8ce1991d
 BATCH = 256 # traces read at a time
 
 
@@ -403,6 +403,7 @@ def measure(
 ) -> pd.DataFrame: # One row a trace, in order
     "The style of each trace"
     if engine:
+        if lex or tokenizer: raise InputError("engine takes neither lex nor tokenizer: use corpus.measure_corpus.")
         from smoltraces.corpus import measure_corpus
         return measure_corpus(traces, field=field, engine=engine)
     parts, done = [], 0
