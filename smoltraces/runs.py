@@ -27,7 +27,7 @@ from .files import read_json, sha256, write_json, write_text
 from .settings import InputError, Settings, load_settings, needs, slug, versions
 from .students import locate
 
-# %% ../nbs/40_runs.ipynb #da906d81
+# %% ../nbs/40_runs.ipynb #c67bab9a
 @dataclass(frozen=True)
 class Stage:
     "One execution of an experiment notebook"
@@ -58,7 +58,8 @@ def plan(
     "Every stage of a replay"
     data, style = [f"data/{v}.parquet" for v in cfg.variants], [f"style/{v}.parquet" for v in cfg.variants]
     stages = [Stage("1_build_data", _data, (), ("problems.parquet", *data, "data/manifest.json")),
-              Stage("2_analyse_traces", ("variants", "data_seed"), tuple(data), tuple(style), {"of": "teachers"})]
+              Stage("2_analyse_traces", ("variants", "bootstrap", "data_seed"), tuple(data), tuple(style),
+                    {"of": "teachers"})]
     predictions = []
 
     def answer(student, variant, seed, inputs):
@@ -76,7 +77,7 @@ def plan(
                                  {"student": student, "variant": variant, "seed": seed}),
                            answer(student, variant, seed, (weights,))]
     return [*stages,
-            Stage("2_analyse_traces", ("students", "variants", "seeds", "benchmarks", "data_seed"),
+            Stage("2_analyse_traces", ("students", "variants", "seeds", "benchmarks", "bootstrap", "data_seed"),
                   (*data, *style, *predictions), ("style/students.parquet",), {"of": "students"}),
             Stage("5_figures", ("students", "variants", "seeds", "benchmarks", "bootstrap", "data_seed"),
                   ("problems.parquet", *data, *style, *predictions, "style/students.parquet"),

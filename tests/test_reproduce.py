@@ -60,7 +60,7 @@ def test_every_file_of_the_contract(smoke):
     assert (o / "report.html").stat().st_size > 10_000
     for kind, endings in (("tables", "csv md tex"), ("figures", "png svg")):
         for ending in endings.split(): assert list((o / kind).glob(f"*.{ending}")), (kind, ending)
-    assert len(list((o / "notebooks").glob("*.ipynb"))) == len(plan(settings)) == 14
+    assert len(list((o / "notebooks").glob("*.ipynb"))) == len(plan(settings)) == 15
 
 
 def test_variants_hold_the_same_problems_in_the_same_order(smoke):
@@ -106,7 +106,7 @@ def test_a_rerun_does_nothing(smoke):
 
 def test_a_changed_setting_reruns_what_depends_on_it(smoke):
     shown = smoltraces("reproduce", "--profile", "smoke", "--dry-run", "-s", "bootstrap=500", cwd=smoke).stdout
-    assert shown.count("done") == 13 and re.search(r"5_figures +setting bootstrap changed", shown), shown
+    assert shown.count("done") == 12 and re.search(r"5_figures +setting bootstrap changed", shown), shown
     shown = smoltraces("status", "--profile", "smoke", "-s", "max_new_tokens=8", cwd=smoke).stdout
     assert shown.count("setting max_new_tokens changed") == 6, shown
 
@@ -121,12 +121,12 @@ def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     finished = {p: p.read_text() for p in records.glob("*.json")}
-    assert 3 <= len(finished) < 14
+    assert 3 <= len(finished) < 15
     time.sleep(5)  # kernels notice that their parent is gone
     done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {p: p.read_text() for p in finished} == finished
-    assert f"{14 - len(finished)} stages ran" in done.stdout
+    assert f"{15 - len(finished)} stages ran" in done.stdout
     assert not [p for p in out(folder).rglob(".*") if p.name != ".lock"]
     for name in ["problems.parquet", *(f"data/{v}.parquet" for v in VARIANTS)]:
         assert (out(folder) / name).read_bytes() == (out(smoke) / name).read_bytes(), name
