@@ -88,7 +88,7 @@ def lexicon(
     score |= {k: v["weight"] for k, v in data["style"].items() if isinstance(v, dict)}
     return Lexicon(groups, ordered, compiled, score)
 
-# %% ../nbs/10_style.ipynb #56794b45
+# %% ../nbs/10_style.ipynb #d74427f0
 class Pivot(NamedTuple):
     "One pivot: `text[start:end]`, its type, and the phrase of the lexicon that it matched"
     start: int
@@ -98,7 +98,7 @@ class Pivot(NamedTuple):
 
 
 def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass" if text.isascii() else "replace") # a lone surrogate becomes "?"
+    return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
 
 
 def _characters(text: bytes) -> np.ndarray | None:

@@ -20,10 +20,7 @@ from .settings import InputError
 from .style import PIVOT_COLOURS, PIVOT_TYPES, pivots
 from .viewer import BARS, MOST, About, Row, Run, about, counts, layout, reach, title_of, visible
 
-# %% ../nbs/13_terminal.ipynb #1d627ec3
-# numba, which `style` compiles with, would otherwise take over standard output and end it with an escape code.
-os.environ.setdefault("NUMBA_DISABLE_ERROR_MESSAGE_HIGHLIGHTING", "1")
-
+# %% ../nbs/13_terminal.ipynb #d79cf45c
 # Black or white on the type's colour, whichever can be read: it does so on any background. And a line of its own.
 _styles = {"realization": "#000000 on {} underline", "verification": "#ffffff on {} underline2",
            "exploration": "#000000 on {} italic underline", "integration": "#000000 on {} overline"}
