@@ -641,6 +641,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'smoltraces.store.Store.get_many': ('store.html#store.get_many', 'smoltraces/store.py'),
                                   'smoltraces.store.Store.hold': ('store.html#store.hold', 'smoltraces/store.py'),
                                   'smoltraces.store.Store.merge': ('store.html#store.merge', 'smoltraces/store.py'),
+                                  'smoltraces.store.Store.named': ('store.html#store.named', 'smoltraces/store.py'),
                                   'smoltraces.store.Store.owed': ('store.html#store.owed', 'smoltraces/store.py'),
                                   'smoltraces.store.Store.put': ('store.html#store.put', 'smoltraces/store.py'),
                                   'smoltraces.store.Store.put_verdict': ('store.html#store.put_verdict', 'smoltraces/store.py'),

@@ -48,7 +48,7 @@ def _alone(store: Store) -> Iterator[None]:
                              "it.") from None
         yield
 
-# %% ../nbs/09_batch.ipynb #e6c2e27c
+# %% ../nbs/09_batch.ipynb #ffb75488
 class _Run:
     "One call of `ask_batch`"
     def __init__(self, endpoint: Endpoint, requests: Iterable[Request], store: Store, folder: Path, budget: float,
@@ -98,7 +98,7 @@ class _Run:
             if (job.host, job.model) == (self.endpoint.host, self.endpoint.model): self.jobs[job.tag] = job
         self.seen = self.server.tagged()
         prefix = Job("", self.endpoint.host, self.endpoint.model).owner
-        for owner, in self.store._read("SELECT id FROM owners WHERE host IS NULL"):
+        for owner in self.store.named():
             tag = owner.removeprefix(prefix)
             if not owner.startswith(prefix) or tag in self.jobs: continue
             if not self._adopt(tag): self.store.retire(owner)

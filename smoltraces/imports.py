@@ -6,7 +6,7 @@
 __all__ = ['R1', 'TRACE_SETS', 'split_output', 'Published', 'stated', 'trace_set', 'published_traces', 'Imported',
            'import_traces']
 
-# %% ../nbs/15_imports.ipynb #1205af56
+# %% ../nbs/15_imports.ipynb #81ecaf69
 import json
 import re
 from collections import Counter, deque
@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from .answers import Verifier, extract, final_answer
-from .files import atomic
+from .files import parquet_writer
 from .mapping import choice_problem, code_problem, letters, make_problem, unfit
 from .problems import Problem, question_id
 from .settings import InputError
@@ -210,7 +210,7 @@ def _told(name: str, some: Iterable) -> Iterator:
     from tqdm.auto import tqdm
     return tqdm(some, desc=name, unit=" rows", delay=1)
 
-# %% ../nbs/15_imports.ipynb #a809dc22
+# %% ../nbs/15_imports.ipynb #814b1653
 _reasons = ("answer is wrong", "no answer", "cut off", "marked incomplete", "thinks more than once", "no thinking")
 
 
@@ -296,8 +296,6 @@ def import_traces(
     verifier: Verifier | None = None, # Its workers take seconds to start: one may serve several imports
 ) -> Imported: # The counts; raises InputError naming a file, row or column that is missing
     "Make ST rows of published traces, each with an answer that was verified here"
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     chosen = trace_set(spec, root)
     corpus, pinned = chosen.corpus, chosen.corpus.revision and not chosen.path
     told = Imported(corpus.name, corpus.licence, path=Path(out) if out else None)
@@ -307,6 +305,6 @@ def import_traces(
         if out is None:
             told.table = pd.DataFrame(list(found), columns=trace_schema.names)
             return told
-        with atomic(told.path) as temporary, pq.ParquetWriter(temporary, trace_schema, compression="zstd") as file:
-            while some := list(islice(found, 200)): file.write_table(pa.Table.from_pylist(some, schema=trace_schema))
+        with parquet_writer(told.path, trace_schema) as write:
+            while some := list(islice(found, 200)): write(some)
     return told

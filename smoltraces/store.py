@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FINAL', 'Request', 'Response', 'Spent', 'Store', 'glance']
 
-# %% ../nbs/07_store.ipynb #35f4ff7e
+# %% ../nbs/07_store.ipynb #f5390aaf
 import hashlib
 import json
 import os
@@ -24,7 +24,7 @@ from functools import cache, cached_property
 from itertools import islice
 from pathlib import Path
 
-from .files import _short, atomic
+from .files import _short, parquet_writer
 from .settings import InputError
 
 # %% ../nbs/07_store.ipynb #cdef6079
@@ -223,7 +223,7 @@ class _Writer(threading.Thread):
                     return self._transaction(ops)
                 raise
 
-# %% ../nbs/07_store.ipynb #cd2405f0
+# %% ../nbs/07_store.ipynb #1e8863d4
 class Store:
     "Answers in one SQLite file that any number of runs share"
 
@@ -377,6 +377,10 @@ class Store:
         "Let go of all claims of a named owner"
         self._do(lambda db: self._forget(db, [owner]))
 
+    def named(self) -> list[str]:
+        "The named owners of claims, as batches are"
+        return [name for name, in self._read("SELECT id FROM owners WHERE host IS NULL")]
+
     def owed(self) -> float:
         "Dollars that the claims of all runs may still cost"
         return self._read("SELECT TOTAL(reserve) FROM claims")[0][0]
@@ -447,11 +451,9 @@ class Store:
 
     def export(self, path: str | Path) -> Path:
         "Write every answer to a Parquet file, in the order of the keys: equal stores give equal bytes"
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-        schema, rows = _schema(), self.rows()
-        with atomic(Path(path)) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
-            while some := list(islice(rows, 500)): file.write_table(pa.Table.from_pylist(some, schema=schema))
+        rows = self.rows()
+        with parquet_writer(Path(path), _schema()) as write:
+            while some := list(islice(rows, 500)): write(some)
         return Path(path)
 
     def merge(

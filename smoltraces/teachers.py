@@ -120,7 +120,7 @@ def teacher(
 
 TEACHERS = tuple(_writers)
 
-# %% ../nbs/12_teachers.ipynb #296a3d37
+# %% ../nbs/12_teachers.ipynb #6cd0a93f
 class Judge(Protocol):
     "Decides whether an answer can be used, so that a teacher that may try again knows when to stop"
     async def usable(self, problem: Problem, done: Completion) -> bool: ...
@@ -162,7 +162,10 @@ class ModelTeacher:
             place[more.key] = i
             return more
 
-        self._ask(_Sized(requests(), len(problems)), again if judge and self.samples > 1 else None)
+        done = self._ask(_Sized(requests(), len(problems)), again if judge and self.samples > 1 else None)
+        if done.kept:
+            raise InputError(f"{done.kept} answers of {self.name} are with a batch that has not ended: name its role "
+                             "in `batch` again and rerun.")
         for problem, asked in zip(problems, keys, strict=True):
             yield self._read(problem, self.store.get(asked[-1])) # the usable one, or the last that was tried
 
