@@ -19,7 +19,7 @@ lab: .venv/ready
 	$(BIN)/jupyter lab nbs
 
 lock: .venv/ready
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --no-header --no-annotate \
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
 		--upgrade --output-file requirements.lock pyproject.toml
 
 reference:

@@ -33,13 +33,13 @@ def words(
     "The words of a question, the same for every way to typeset it"
     return _word.findall(_look.sub(" ", unicodedata.normalize("NFKC", text).casefold()))
 
-# %% ../nbs/04_overlap.ipynb #77a6b8a1
+# %% ../nbs/04_overlap.ipynb #df7f9c28
 BENCHMARKS = {b.name: b for b in (
     Corpus("math500", "HuggingFaceH4/MATH-500", "ff5b20257d8185524591543f8ff5993951537bb8", ("test.jsonl",), "MIT",
            "500 problems of the MATH test set", ("problem",)),
     Corpus("aime24", "HuggingFaceH4/aime_2024", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a",
            ("data/train-00000-of-00001.parquet",), "not stated", "the 30 problems of AIME 2024", ("problem",)),
-    Corpus("gpqa-diamond", "Idavidrein/gpqa", "633f5ee89ab8ad4522a9f850766b73f62147ffdd", ("gpqa_diamond.csv",),
+    Corpus("gpqa_diamond", "Idavidrein/gpqa", "633f5ee89ab8ad4522a9f850766b73f62147ffdd", ("gpqa_diamond.csv",),
            "CC BY 4.0", "198 graduate questions in physics, chemistry and biology", ("Question",)))}
 _question_columns = ("problem", "question", "Question", "Problem", "prompt")
 

@@ -75,11 +75,11 @@ def test_short_questions_are_compared_whole():
 
 
 def test_known_benchmarks_are_pinned():
-    assert {"math500", "aime24", "gpqa-diamond"} <= set(BENCHMARKS)
+    assert {"math500", "aime24", "gpqa_diamond"} <= set(BENCHMARKS)
     assert all(re.fullmatch("[0-9a-f]{40}", b.revision) for b in BENCHMARKS.values())
 
 
-@pytest.mark.parametrize("name, column", [("math500", "problem"), ("aime24", "problem"), ("gpqa-diamond", "Question"),
+@pytest.mark.parametrize("name, column", [("math500", "problem"), ("aime24", "problem"), ("gpqa_diamond", "Question"),
                                           ("my-benchmark", "prompt")])
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
 def test_questions_load_by_path(tmp_path, name, column, kind):
@@ -107,7 +107,7 @@ def test_gated_benchmark_names_the_token(monkeypatch):
 
     def refuse(*_, **how): raise GatedRepoError.__new__(GatedRepoError)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(InputError, match="HF_TOKEN.*gpqa-diamond@PATH"): load_questions("gpqa-diamond")
+    with pytest.raises(InputError, match="HF_TOKEN.*gpqa_diamond@PATH"): load_questions("gpqa_diamond")
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
@@ -165,7 +165,7 @@ def secrets(folder: Path) -> tuple[list[str], dict]:
     rows = [{"problem": q, "answer": "1"} for q in (*own, *twice, f"Exercise. {public[0]}", own[0])]
     (folder / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return hidden, dict(out=str(folder / "out"), source="corpora", corpora=[f"omni-math@{folder / 'test.jsonl'}"],
-                        decontaminate=[f"gpqa-diamond@{folder / 'gpqa.csv'}", f"math500@{folder / 'math.jsonl'}"])
+                        decontaminate=[f"gpqa_diamond@{folder / 'gpqa.csv'}", f"math500@{folder / 'math.jsonl'}"])
 
 
 def test_gpqa_is_never_written_out(tmp_path, capsys):
@@ -173,10 +173,10 @@ def test_gpqa_is_never_written_out(tmp_path, capsys):
     cfg = load_settings("smoke", **chosen)
     frame = build_problems(cfg)
     removed = read_parquet(cfg.path("problems", "removed.parquet")).set_index("reason")
-    assert removed.index.value_counts().to_dict() == {"overlaps gpqa-diamond": 5, "overlaps math500": 1, "duplicate": 1}
-    secret = removed.loc[["overlaps gpqa-diamond"]]
+    assert removed.index.value_counts().to_dict() == {"overlaps gpqa_diamond": 5, "overlaps math500": 1, "duplicate": 1}
+    secret = removed.loc[["overlaps gpqa_diamond"]]
     assert secret[["text", "ngram"]].isna().all(axis=None) and (secret.shared > 0).all()
-    assert secret.matched.tolist() == [f"gpqa-diamond/{k}" for k in (1, 1, 1, 2, 3)]
+    assert secret.matched.tolist() == [f"gpqa_diamond/{k}" for k in (1, 1, 1, 2, 3)]
     assert removed.loc["overlaps math500"].ngram and "lemur" in removed.loc["overlaps math500"].text
     shown = capsys.readouterr()
     told = shown.out + shown.err + json.dumps(read_json(cfg.path("problems", "funnel.json")))
@@ -185,7 +185,7 @@ def test_gpqa_is_never_written_out(tmp_path, capsys):
     runs = {" ".join(its[i:i + 4]) for q in hidden for its in [words(q)] for i in range(len(its) - 3)}
     mine = words(told)
     assert not runs & {" ".join(mine[i:i + 4]) for i in range(len(mine) - 3)} and "quark" not in told.casefold()
-    assert read_json(cfg.path("problems", "funnel.json"))["benchmarks"] == {"gpqa-diamond": 6, "math500": 3}
+    assert read_json(cfg.path("problems", "funnel.json"))["benchmarks"] == {"gpqa_diamond": 6, "math500": 3}
 
 
 @real
