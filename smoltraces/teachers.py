@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TEACHERS', 'ROLES', 'Completion', 'Teacher', 'respond', 'EmbeddedTeacher', 'teacher', 'Judge', 'ModelTeacher',
-           'PublishedTeacher', 'open_store', 'sampling_of', 'endpoint_of', 'teacher_of', 'Unconfirmed', 'bill', 'agree']
+           'PublishedTeacher', 'store_path', 'open_store', 'sampling_of', 'endpoint_of', 'student_endpoint',
+           'teacher_of', 'Unconfirmed', 'unpaid', 'bill', 'confirm', 'agree']
 
 # %% ../nbs/12_teachers.ipynb #fe4eac6b
 from collections.abc import Callable, Iterable, Iterator
@@ -226,7 +227,7 @@ class PublishedTeacher:
             if judge is None or judge.usable_now(problem, done): break
         return done
 
-# %% ../nbs/12_teachers.ipynb #69465187
+# %% ../nbs/12_teachers.ipynb #fe973dcf
 ROLES = {"ST": ("rlm", PLAIN), "ST-HC": ("lm", HARD_CODED), "SBS": ("lm", STEP_BY_STEP),
          "ST-HC-W": ("wrong", WRONG)} # variant: who writes it, and what is asked
 
@@ -239,21 +240,20 @@ def _models(cfg: Settings) -> dict[str, tuple[str, Prompt]]:
     return {v: role for v, role in ROLES.items() if v in cfg.variants and _is_model(getattr(cfg, f"teacher_{role[0]}"))}
 
 
+def store_path(cfg: Settings) -> Path: return cfg.path().parent / cfg.store
+
+
 def open_store(cfg: Settings) -> Store | None:
     "The store of answers, where a teacher needs it"
     if not _models(cfg) and cfg.teacher_rlm != "published": return None
-    return Store(cfg.path().parent / cfg.store)
+    return Store(store_path(cfg))
 
 
 def sampling_of(cfg: Settings) -> dict: return {"temperature": cfg.temperature, "max_tokens": cfg.teacher_max_tokens}
 
 
-def endpoint_of(
-    cfg: Settings,
-    role: str, # rlm, lm or wrong
-) -> Endpoint: # Raises InputError where the price of a model elsewhere is not known
-    "The endpoint of a role, with its price"
-    model, url = getattr(cfg, f"teacher_{role}"), getattr(cfg, f"teacher_{role}_url")
+def _priced(cfg: Settings, model: str, url: str, key_name: str, setting: str) -> Endpoint:
+    "An endpoint with the price that the settings give its model; a model on this machine costs nothing"
     prices = {}
     for entry in cfg.prices:
         try: prices[entry.split()[0]] = tuple(map(float, entry.split()[1:3]))
@@ -262,10 +262,27 @@ def endpoint_of(
             raise InputError(f"prices has {entry!r}: write MODEL INPUT OUTPUT, in dollars per million tokens.")
     if model not in prices and urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"): prices[model] = (0.0, 0.0)
     if model not in prices:
-        raise InputError(f"prices has nothing on {model} (teacher_{role}): add '{model} INPUT OUTPUT', in dollars per "
+        raise InputError(f"prices has nothing on {model} ({setting}): add '{model} INPUT OUTPUT', in dollars per "
                          "million tokens, or '0 0' where it costs nothing.")
-    return Endpoint(model, url, getattr(cfg, f"teacher_{role}_key"), *prices[model], in_flight=cfg.in_flight,
+    return Endpoint(model, url, key_name, *prices[model], in_flight=cfg.in_flight,
                     tokens_per_minute=cfg.tokens_per_minute, timeout=cfg.timeout)
+
+
+def endpoint_of(
+    cfg: Settings,
+    role: str, # rlm, lm or wrong
+) -> Endpoint: # Raises InputError where the price of a model elsewhere is not known
+    "The endpoint of a teacher, with its price"
+    model, url, key_name = (getattr(cfg, f"teacher_{role}{part}") for part in ("", "_url", "_key"))
+    return _priced(cfg, model, url, key_name, f"teacher_{role}")
+
+
+def student_endpoint(
+    cfg: Settings,
+    student: str, # The model's name at `cfg.student_url`
+) -> Endpoint: # Raises InputError as `endpoint_of`
+    "The endpoint of a student that is evaluated behind one"
+    return _priced(cfg, student, cfg.student_url, cfg.student_key, "students")
 
 
 def teacher_of(
@@ -284,9 +301,22 @@ def teacher_of(
     batch = cfg.path("batches") if role in cfg.batch else None
     return ModelTeacher(endpoint_of(cfg, role), template, store, sampling_of(cfg), cfg.samples, cfg.budget_usd, batch)
 
-# %% ../nbs/12_teachers.ipynb #2612eb0b
+# %% ../nbs/12_teachers.ipynb #344d4ade
 class Unconfirmed(InputError):
     "Nobody agreed to the costs yet; nothing was asked"
+
+
+def unpaid(
+    endpoint: Endpoint,
+    some: list[Request], # A sample of what will be asked
+    n: int, # How many there will be
+    tokens: int, # Of one answer, where the store has none of this model
+    store: Store,
+) -> Estimate | None: # None where nothing is left to pay for
+    "What those requests will cost that the store has no answer to"
+    if not endpoint.price_in + endpoint.price_out: return None
+    left = round(n * (1 - len(store.get_many(r.key for r in some)) / max(1, len(some))))
+    return estimate(endpoint, some, left, tokens, store) if left else None
 
 
 def bill(
@@ -297,28 +327,33 @@ def bill(
     "What the paid teachers will cost, at most one answer a problem"
     found = {}
     for variant, (role, template) in _models(cfg).items():
-        endpoint = endpoint_of(cfg, role)
-        if not endpoint.price_in + endpoint.price_out: continue
-        some = Random(cfg.data_seed).sample(problems, min(50, len(problems)))
+        endpoint, n = endpoint_of(cfg, role), len(problems)
+        some = Random(cfg.data_seed).sample(problems, min(50, n))
         filler = {name: "word " * template.tokens for name in template.needs} # as long as what will stand there
         asked = [Request(endpoint.model, tuple(template.messages(p, **filler)), sampling_of(cfg)) for p in some]
-        if filler: # these prompts are not known yet: count answers of this model instead
-            spent = store.spent().get(endpoint.model)
-            left = max(0, len(problems) - (spent.requests if spent else 0))
-        else: left = round(len(problems) * (1 - len(store.get_many(r.key for r in asked)) / max(1, len(asked))))
-        if left: found[variant] = estimate(endpoint, asked, left, template.tokens, store)
+        if filler and (spent := store.spent().get(endpoint.model)): # not the prompts yet: count this model's answers
+            n = max(0, n - spent.requests)
+        if due := unpaid(endpoint, asked, n, template.tokens, store): found[variant] = due
     return found
 
 
-def agree(cfg: Settings, problems: list[Problem], store: Store) -> None:
-    "Show the bill and wait for a yes; raises Unconfirmed where nobody gives it"
-    due = bill(cfg, problems, store) if cfg.confirm else {}
-    if not due: return
+def confirm(
+    cfg: Settings,
+    due: dict[str, Estimate], # What costs something, by what it is for
+    who: str, # Will cost it
+) -> None: # Raises Unconfirmed where nobody agrees
+    "Show the costs, if there are any, and wait for a yes"
+    if not due or not cfg.confirm: return
     parts = "; ".join(f"{v}, {e.requests:,} answers of {e.model}: ${e.usd:,.2f}" for v, e in due.items())
     cap = f"never more than budget_usd = {cfg.budget_usd:g}" if cfg.budget_usd else "budget_usd sets no cap"
-    text = (f"The teachers will cost about ${sum(e.usd for e in due.values()):,.2f} at the prices of "
+    text = (f"{who} will cost about ${sum(e.usd for e in due.values()):,.2f} at the prices of "
             f"{cfg.prices_date} ({parts}), {cap}.")
     try: said = input(f"{text} Ask them? [y/N] ")
     except (EOFError, NotImplementedError): said = "" # nobody is there
     if said.strip().lower() not in ("y", "yes"):
         raise Unconfirmed(f"{text} Nothing was asked: agree with confirm=false.")
+
+
+def agree(cfg: Settings, problems: list[Problem], store: Store) -> None:
+    "Show the bill and wait for a yes; raises Unconfirmed where nobody gives it"
+    if cfg.confirm: confirm(cfg, bill(cfg, problems, store), "The teachers")

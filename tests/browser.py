@@ -1,4 +1,5 @@
-"""A headless Chromium over the DevTools protocol, with what the page asked of the network and complained about."""
+"""A headless Chromium over the DevTools protocol, with what the page asked of the network and complained about; texts
+that attack a page; and what to ask a page about its legibility."""
 import base64
 import json
 import re
@@ -7,11 +8,51 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--no-default-browser-check", "--disable-background-networking", "--disable-component-update",
          "--disable-dev-shm-usage", "--remote-debugging-port=0", "about:blank"]
 CODES = {"ArrowDown": 40, "ArrowUp": 38, "Escape": 27, "Enter": 13, "Home": 36, "End": 35, "PageDown": 34, "Tab": 9}
+
+ATTACKS = ["<script>window.pwned=1</script>", "</script><script>window.pwned=1</script>", "<!-- <script>", "]]>",
+           "<img src=x onerror=window.pwned=1>", "<svg/onload=window.pwned=1>", "javascript:window.pwned=1",
+           "&lt;b&gt;", "\x1b]0;owned\x07", "\x1b[2J\x1b[31m", "\x9b31m", "[bold red]no[/] [link=x:y]x[/link]",
+           ":smile:", "\u202edlrow", "\x00", "\ud800", "\u2028\u2029", "\u200b\ufeff", "${window.pwned=1}",
+           "__proto__", "'\"`\\"]
+HOSTILE = ("Wait, that is wrong. Let me check: " + " ".join(ATTACKS) +
+           "\n\nHmm, wait. What if it holds?\r\nNow I see. نص 中文 🙂")
+CONTRAST = """[...document.querySelectorAll(SELECTOR)].filter(e => e.textContent && e.getClientRects()[0]).map(e => {
+  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true}), chain = [];
+  for (let n = e; n; n = n.parentElement) chain.unshift(n);
+  let opacity = 1;
+  canvas.fillStyle = getComputedStyle(document.documentElement).colorScheme === "normal" ? "white" : "Canvas";
+  canvas.fillRect(0, 0, 1, 1);
+  const pixel = () => [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
+  for (const n of chain) {
+    const style = getComputedStyle(n);
+    opacity *= style.opacity;
+    canvas.fillStyle = style.backgroundColor;
+    canvas.fillRect(0, 0, 1, 1);
+  }
+  const back = pixel();
+  canvas.globalAlpha = opacity;
+  canvas.fillStyle = getComputedStyle(e).color;
+  canvas.fillRect(0, 0, 1, 1);
+  const light = rgb => rgb.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const [a, b] = [light(back), light(pixel())].sort((x, y) => y - x);
+  return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 120)];
+}).sort((x, y) => x[0] - y[0])"""
+NAMELESS = """[...document.querySelectorAll("button, input, select, summary, a, [role], [tabindex]")]
+  .filter(e => e.role !== "presentation" && e.getClientRects().length)
+  .filter(e => !(e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim()))
+  .map(e => e.outerHTML)"""
+
+
+def squeezed(text: str) -> str: return re.sub(r"\s+", "", text)
 
 
 class Browser:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM, Browser
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-planted-0123456789abcdef"
@@ -34,3 +35,11 @@ def smoke(tmp_path_factory) -> Path:
     done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None: pytest.skip("no chromium on this machine")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()

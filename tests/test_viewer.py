@@ -11,7 +11,7 @@ import unicodedata
 
 import pandas as pd
 import pytest
-from browser import CHROMIUM, Browser
+from browser import ATTACKS, CONTRAST, HOSTILE, NAMELESS, Browser, chromium, squeezed
 from conftest import environment, smoltraces
 from typer.testing import CliRunner
 
@@ -21,18 +21,6 @@ from smoltraces.settings import InputError
 from smoltraces.style import PIVOT_TYPES, pivots
 from smoltraces.teachers import teacher
 from smoltraces.viewer import layout, page, rows, view, visible
-
-chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-ATTACKS = ["<script>window.pwned=1</script>", "</script><script>window.pwned=1</script>", "<!-- <script>", "]]>",
-           "<img src=x onerror=window.pwned=1>", "<svg/onload=window.pwned=1>", "javascript:window.pwned=1",
-           "&lt;b&gt;", "\x1b]0;owned\x07", "\x1b[2J\x1b[31m", "\x9b31m", "[bold red]no[/] [link=x:y]x[/link]",
-           ":smile:", "\u202edlrow", "\x00", "\ud800", "\u2028\u2029", "\u200b\ufeff", "${window.pwned=1}",
-           "__proto__", "'\"`\\"]
-HOSTILE = ("Wait, that is wrong. Let me check: " + " ".join(ATTACKS) +
-           "\n\nHmm, wait. What if it holds?\r\nNow I see. نص 中文 🙂")
-
-
-def squeezed(text: str) -> str: return re.sub(r"\s+", "", text)
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +168,6 @@ def test_a_terminal_gets_styles_and_nothing_else(attack, jsonl):
 # ---- a browser
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    if CHROMIUM is None: pytest.skip("no chromium on this machine")
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    yield browser
-    browser.close()
-
-
-@pytest.fixture(scope="module")
 def pages(frame, attack, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
     page(frame, folder / "plain.html", title="Three variants")
@@ -328,35 +308,8 @@ def test_keys_and_accessibility(browser, pages, frame):
     assert browser.js("$('help').open")
     browser.key("Escape")
     assert not browser.js("$('help').open")
-    nameless = browser.js("""[...document.querySelectorAll("button, input, select, [role], [tabindex]")]
-      .filter(e => e.role !== "presentation" && e.getClientRects().length)
-      .filter(e => !(e.getAttribute("aria-label") || e.labels?.length || e.textContent.trim()))
-      .map(e => e.outerHTML)""")
+    nameless = browser.js(NAMELESS)
     assert nameless == [] and browser.complaints == []
-
-
-CONTRAST = """[...document.querySelectorAll(SELECTOR)].filter(e => e.textContent && e.getClientRects()[0]).map(e => {
-  const canvas = document.createElement("canvas").getContext("2d", {willReadFrequently: true}), chain = [];
-  for (let n = e; n; n = n.parentElement) chain.unshift(n);
-  let opacity = 1;
-  canvas.fillStyle = getComputedStyle(document.documentElement).colorScheme === "normal" ? "white" : "Canvas";
-  canvas.fillRect(0, 0, 1, 1);
-  const pixel = () => [...canvas.getImageData(0, 0, 1, 1).data].slice(0, 3);
-  for (const n of chain) {
-    const style = getComputedStyle(n);
-    opacity *= style.opacity;
-    canvas.fillStyle = style.backgroundColor;
-    canvas.fillRect(0, 0, 1, 1);
-  }
-  const back = pixel();
-  canvas.globalAlpha = opacity;
-  canvas.fillStyle = getComputedStyle(e).color;
-  canvas.fillRect(0, 0, 1, 1);
-  const light = rgb => rgb.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const [a, b] = [light(back), light(pixel())].sort((x, y) => y - x);
-  return [(a + 0.05) / (b + 0.05), e.outerHTML.slice(0, 120)];
-}).sort((x, y) => x[0] - y[0])"""
 
 
 @chromium
