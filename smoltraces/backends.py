@@ -48,7 +48,7 @@ def answer_seed(
     "The seed of one answer: it depends on neither the batch nor the order"
     return int.from_bytes(hashlib.sha256(f"{seed}-{problem_id}-{sample}".encode()).digest()[:4], "big")
 
-# %% ../nbs/33_backends.ipynb #f8b92de6
+# %% ../nbs/33_backends.ipynb #8ebf4a30
 _date = "26 Jul 2024"
 
 
@@ -107,7 +107,7 @@ class Student:
     def facts(self) -> dict:
         "What ran it, for the record"
         import torch
-        device = torch.cuda.get_device_name() if self.on_gpu else f"CPU, {torch.get_num_threads()} threads"
+        device = torch.cuda.get_device_name() if self.on_gpu else f"CPU, threads: {torch.get_num_threads()}"
         return {"device": device, "batch_size": self.batch_size}
 
     def agree(self, wanted: dict): "Costs nothing"

@@ -30,12 +30,12 @@ from .settings import InputError, _nearest, benchmark_name, needs
 from .sources import fetch, read_rows
 from .traces import question_text, system
 
-# %% ../nbs/31_benchmarks.ipynb #25cbf221
+# %% ../nbs/31_benchmarks.ipynb #f7558b26
 _mark = "smoltraces-sealed:"
 
 
 def seal(text: str) -> str:
-    "Text that no longer shows what it says: compressed, in base64, behind a mark. Not encryption: `unseal` needs no key"
+    "Text that shows nothing of what it says: compressed, in base64, behind a mark; `unseal` needs no key"
     return _mark + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
@@ -94,17 +94,15 @@ BENCHMARKS = {b.name: b for b in (
     Benchmark("aime24", "AIME2024", 30, columns=("problem", "answer"), problem=_aime24),
     Benchmark("gpqa_diamond", "GPQA Diamond", 198, sealed=True, columns=_gpqa_columns, problem=_gpqa_diamond))}
 
-# %% ../nbs/31_benchmarks.ipynb #c3f2071a
+# %% ../nbs/31_benchmarks.ipynb #b11f808a
 def _checked(benchmark: Benchmark, row: dict, file: Path) -> Problem:
     "The problem of a row; an InputError names the row and the column, and shows nothing of what is in it"
-    where = f"{file.name}, row {row['__row__']},"
+    where, mend = f"{file.name}, row {row['__row__']},", f"mend it, or name a copy of {benchmark.title} as published."
     for column in benchmark.columns:
-        if column not in row: raise InputError(f"{where} has no column {column!r}: name {benchmark.title} as published.")
-        if row[column] is None or not str(row[column]).strip():
-            raise InputError(f"{where} has an empty {column!r}: mend it, or name {benchmark.title} as published.")
+        if column not in row: raise InputError(f"{where} has no column {column!r}: {mend}")
+        if row[column] is None or not str(row[column]).strip(): raise InputError(f"{where} has no {column!r}: {mend}")
     try: return replace(benchmark.problem(row), split=benchmark.name)
-    except (ValueError, TypeError, AttributeError):
-        raise InputError(f"{where} is not a row of {benchmark.title}: mend it, or name the file as published.") from None
+    except (ValueError, TypeError, AttributeError): raise InputError(f"{where} cannot be read: {mend}") from None
 
 
 def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> list[Problem]:
@@ -146,8 +144,8 @@ def opened(
     row: dict | pd.Series, # Of `load_benchmark`
 ) -> dict:
     "The same row, its question and choices readable"
-    choices = row["choices"]
-    return {**row, "question": unseal(row["question"]), "choices": None if choices is None else list(map(unseal, choices))}
+    choices = None if row["choices"] is None else [unseal(c) for c in row["choices"]]
+    return {**row, "question": unseal(row["question"]), "choices": choices}
 
 
 def revision_of(

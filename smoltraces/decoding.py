@@ -91,7 +91,17 @@ def _frugal(model):
     try: yield
     finally: model.set_attn_implementation("sdpa")
 
-# %% ../nbs/32_decoding.ipynb #7627c3d3
+# %% ../nbs/32_decoding.ipynb #4c88a7e4
+def _likeliest(chances, top_p: float):
+    "Zero for all but the likeliest tokens that make up `top_p`; rows × vocabulary"
+    for k in (256, chances.shape[-1]): # a whole vocabulary takes longer to sort than the model to run
+        top = chances.topk(min(k, chances.shape[-1])).values
+        reached = top.double().cumsum(-1)
+        if (reached[:, -1] >= top_p).all(): break
+    kept = (reached - top < top_p).sum(-1, keepdim=True)
+    return chances.where(chances >= top.gather(-1, kept - 1), 0)
+
+
 def choose(
     logits, # Rows × vocabulary
     noise=None, # Rows: uniform in [0, 1); None: greedy
@@ -100,11 +110,12 @@ def choose(
 ): # Rows: token ids
     "The next token of each row"
     if noise is None: return logits.argmax(-1)
-    chances, tokens = (logits.float() / temperature).softmax(-1).sort(descending=True, stable=True)
-    reached = chances.double().cumsum(-1)
-    kept = (reached - chances < top_p).sum(-1, keepdim=True)
-    place = (reached <= noise[:, None] * reached.gather(-1, kept - 1)).sum(-1, keepdim=True).minimum(kept - 1)
-    return tokens.gather(-1, place)[:, 0]
+    import torch
+    chances = (logits.float() / temperature).softmax(-1)
+    reached = (_likeliest(chances, top_p) if top_p < 1 else chances).double().cumsum(-1)
+    total = reached[:, -1:].contiguous()
+    place = torch.searchsorted(reached, noise[:, None] * total, right=True)
+    return place.minimum(torch.searchsorted(reached, total))[:, 0]
 
 # %% ../nbs/32_decoding.ipynb #642439db
 class Answer(NamedTuple):

@@ -156,7 +156,7 @@ def _ask(
         found = run(Model(), manager.load([config]), apply_chat_template=True, bootstrap_iters=0)
     return found["results"][config["task"]]
 
-# %% ../nbs/33_evaluation.ipynb #9c87cede
+# %% ../nbs/33_evaluation.ipynb #24bd55b3
 prediction_schema = pa.schema([
     ("student", pa.string()), ("variant", pa.string()), ("seed", pa.int64()), ("benchmark", pa.string()),
     ("problem_id", pa.string()), ("sample", pa.int64()), ("output", pa.string()), ("extracted", pa.string()),
@@ -167,6 +167,7 @@ prediction_schema = pa.schema([
 def predictions_of(
     rows: pd.DataFrame, # Of `load_benchmark`
     answers: dict[tuple[str, int], Answer], # By problem id and sample
+    verifier: Verifier,
     sealed: bool = False, # Whether outputs must not be readable
     **columns, # student, variant, seed, benchmark
 ) -> pd.DataFrame: # Columns of `prediction_schema`, problem by problem
@@ -175,8 +176,7 @@ def predictions_of(
     clusters, revision, found = dict(zip(rows["id"], rows["cluster"], strict=True)), revision_of(rows), []
     place = {key: i for i, key in enumerate(problems)}
     keys = sorted(answers, key=lambda key: (place[key[0]], key[1]))
-    with Verifier() as verifier:
-        right = verifier.verify_all(((problems[i], answers[i, k].output) for i, k in keys), lenient=True)
+    right = verifier.verify_all(((problems[i], answers[i, k].output) for i, k in keys), lenient=True)
     for (i, k), correct in zip(keys, right, strict=True):
         said, extracted = answers[i, k], final_answer(problems[i], answers[i, k].output, lenient=True)
         if sealed and extracted and len(extracted) > 1: extracted = seal(extracted)
@@ -238,7 +238,7 @@ def _answered(
                 bar.update()
     return journal.known, journal.seconds
 
-# %% ../nbs/33_evaluation.ipynb #fd951afa
+# %% ../nbs/33_evaluation.ipynb #576478a2
 class _Task(NamedTuple):
     "A benchmark that is to be answered"
     benchmark: Benchmark
@@ -258,7 +258,7 @@ def _task(cfg: Settings, backend: Backend, spec: str, student: str, variant: str
     return _Task(BENCHMARKS[name], rows, config, basis(cfg, backend, config, rows, seed), file, columns)
 
 
-def _evaluate(backend: Backend, task: _Task):
+def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
     "One benchmark, from the questions to its files"
     benchmark, file, columns, answers, facts = task.benchmark, task.file, task.columns, {}, {}
     journal, old = file.with_name(f".{file.stem}.answers.jsonl"), _before(file, task.basis)
@@ -281,7 +281,7 @@ def _evaluate(backend: Backend, task: _Task):
         return [answers[a.key] for a in asked]
 
     harness = _ask(task.config, backend.prompt, answer)
-    table = predictions_of(task.rows, answers, benchmark.sealed, **columns)
+    table = predictions_of(task.rows, answers, verifier, benchmark.sealed, **columns)
     write_parquet(file, table, prediction_schema)
     write_json(file.with_suffix(".json"), {
         **columns, "basis": task.basis, **facts, "scorer": _scorer(), "accuracy": float(table["correct"].mean()),
@@ -299,12 +299,12 @@ def evaluate(
     "Answer every benchmark with one student; what is there already is not asked again"
     needs("lm_eval", "eval")
     holes = []
-    with contextlib.closing(backend_of(cfg, student, variant, seed)) as backend:
+    with contextlib.closing(backend_of(cfg, student, variant, seed)) as backend, Verifier() as verifier:
         tasks = [_task(cfg, backend, spec, student, variant, seed) for spec in cfg.benchmarks]
         todo = [t for t in tasks if (_before(t.file, t.basis) or {}).get("scorer") != _scorer()]
         backend.agree({t.benchmark.name: t.rows.to_dict("records") for t in todo})
         for task in todo:
-            try: _evaluate(backend, task)
+            try: _evaluate(backend, task, verifier)
             except Unanswered as e: holes.append(e) # the other benchmarks can still be answered
     if holes: raise holes[0]
     return pd.concat([read_parquet(t.file, prediction_schema.names) for t in tasks], ignore_index=True)

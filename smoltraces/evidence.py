@@ -179,8 +179,8 @@ def plot_teacher(
         fig.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
     return fig
 
-# %% ../nbs/43_evidence.ipynb #80715210
-LEAST = 5 # right answers, and wrong ones, for a correlation to mean anything
+# %% ../nbs/43_evidence.ipynb #6a0c32bf
+LEAST = 10 # right answers, and wrong ones, for a correlation to mean anything
 
 
 @functools.lru_cache(maxsize=1) # the problems of one benchmark
@@ -220,7 +220,7 @@ def adoption(
                "correlation_low", "correlation_high"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/43_evidence.ipynb #cfa1e194
+# %% ../nbs/43_evidence.ipynb #1fa0c2ed
 def _scatter(axes, rows: pd.DataFrame):
     "Mean style against accuracy, a point per variant with both intervals"
     for r in rows.itertuples():
@@ -234,7 +234,7 @@ def _within(axes, rows: pd.DataFrame, widest: float):
     "The correlation inside each variant"
     for y, variant in enumerate(VARIANTS):
         for r in rows[rows.variant == variant].itertuples():
-            if np.isnan(r.correlation): _beside(axes, y, "too few right", color="0.4", style="italic")
+            if np.isnan(r.correlation): _beside(axes, y, "too few", color="0.4", style="italic")
             else:
                 _point(axes, r.correlation, y, r.correlation_low, r.correlation_high, variant)
                 _beside(axes, y, f"{r.correlation:+.2f}")
@@ -251,24 +251,24 @@ def plot_adoption(
     "Style against accuracy between the variants, and their correlation inside each variant"
     rows = adopted[adopted.benchmark == benchmark].merge(
         results[["student", "benchmark", "variant", "accuracy", "ci_low", "ci_high"]])
-    students = rows.student.unique()
-    widest = min(1, max(0.3, rows[["correlation_low", "correlation_high"]].abs().max().max()) * 1.1)
+    students = rows.student.unique() if len(rows) else results.student.unique() # none of them wrote a word
+    widest = min(1, max(0.3, rows[["correlation_low", "correlation_high"]].abs().max().max()) * 1.1) # NaN: 0.3
     with plotting() as (plt, _):
         fig, grid = plt.subplots(len(students), 2, squeeze=False, layout="constrained",
                                  figsize=(9.5, 3.3 * len(students) + 0.5))
         for (left, right), student in zip(grid, students, strict=True):
             own = rows[rows.student == student]
             _scatter(left, own)
-            left.set_ylim(0, min(100, 110 * rows.ci_high.max()))
+            left.set_ylim(0, min(100, 110 * results.ci_high.max()))
             _within(right, own, widest)
             where = f"{student_label(student)} on {benchmark_title(benchmark)}"
             left.set_title(f"{where}\nbetween variants", fontsize="medium")
-            right.set_title(f"within each variant\n{count(own.n.max(), 'problem')}", fontsize="medium")
+            right.set_title(f"within each variant\n{count(own.n.max() if len(own) else 0, 'problem')}", fontsize="medium")
         _key(fig, [v for v in VARIANTS if v in set(rows.variant)])
         fig.get_layout_engine().set(w_pad=0.12, hspace=0.06)
     return fig
 
-# %% ../nbs/43_evidence.ipynb #26d2153e
+# %% ../nbs/43_evidence.ipynb #a14797f9
 VERDICTS = {"supported": ("o", "#0072B2"), "refused": ("X", "#D55E00"), "undecided": ("o", "#767676")}
 
 
@@ -296,9 +296,9 @@ _kinds = {kind: [c.name for c in CLAIMS if c.kind == kind] for kind in {c.kind f
 
 def _order(claims: pd.DataFrame) -> list[tuple[str, str]]:
     "Claims as rows; where there are several students a heading, then a row per student"
-    order = []
+    order, several = [], claims.groupby("claim").student.nunique().max() > 1
     for claim, rows in claims.groupby("claim", sort=False):
-        if claims.student.nunique() > 1: order.append((claim, ""))
+        if several: order.append((claim, ""))
         order += [(claim, student) for student in rows.student.unique()]
     return order
 
@@ -308,7 +308,7 @@ def plot_claims(
     margin: float, # Of equivalence, a share
 ): # A matplotlib Figure
     "The paper's claims with estimate, interval and verdict"
-    benchmarks = [b for b in claims.benchmark.unique() if b]
+    benchmarks = [b for b in claims.benchmark.unique() if b] or ["no pair was run"]
     nowhere = claims.benchmark == "" # not run on any of them
     claims = pd.concat([claims[~nowhere], *(claims[nowhere].assign(benchmark=b) for b in benchmarks)])
     claims = claims.sort_values("claim", key=lambda c: c.map([c.name for c in CLAIMS].index), kind="stable")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOMES', 'MOST', 'HEAD', 'TAIL', 'answered', 'choose', 'cut', 'questions', 'excerpts']
 
-# %% ../nbs/44_excerpts.ipynb #e38db9d5
+# %% ../nbs/44_excerpts.ipynb #340bc84e
 import re
 from random import Random
 
@@ -16,7 +16,7 @@ from .benchmarks import BENCHMARKS, load_benchmark
 from .files import read_parquet
 from .paper import VARIANTS
 from .settings import InputError, Settings, benchmark_name
-from .statistics import prediction_files
+from .predictions import prediction_files
 from .style import PIVOT_TYPES, STAGES, measure
 from .traces import question_text
 from .viewer import laid_out, visible

@@ -39,7 +39,7 @@ def plotting():
     fig.set_layout_engine("none") # laid out again at every saving, it would drift in the last digits
     plt.close(fig)
 
-# %% ../nbs/43_figures.ipynb #a2cc522a
+# %% ../nbs/43_figures.ipynb #715f2fb9
 def _types(measures: pd.DataFrame) -> pd.DataFrame:
     named = measures.rename(columns={f"pivots_{kind}": kind for kind in PIVOT_TYPES})
     return named.melt(id_vars="variant", value_vars=list(PIVOT_TYPES), var_name="pivot", value_name="count")
@@ -130,7 +130,8 @@ def plot_lengths(
         for axes, (title, rows) in zip(grid[0], panels, strict=True):
             sns.boxplot(rows[rows.n_words > 0], x="n_words", y="variant", hue="variant", order=order, palette=PALETTE,
                         saturation=1, width=0.6, fliersize=2.5, linecolor="0.2", legend=False, ax=axes)
-            axes.set(xlabel="words in a trace", ylabel="", xlim=(0, None), title=title)
+            axes.set(xlabel="words in a trace", ylabel="", title=title)
+        axes.set_xlim(left=0)
     return fig
 
 # %% ../nbs/43_figures.ipynb #7a680f5c

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MARKS', 'BELOW', 'LEVEL', 'TITLES', 'QUESTIONS', 'student_label', 'benchmark_title', 'interval', 'chance', 'count',
            'and_list', 'marks', 'detectable_note', 'caveat', 'main_table', 'details_table', 'comparison_table',
-           'teacher_table', 'claims_table', 'split_teacher', 'missing_note', 'tables', 'in_words']
+           'teacher_table', 'style_score_table', 'claims_table', 'split_teacher', 'missing_note', 'tables', 'in_words']
 
 # %% ../nbs/43_tables.ipynb #9ae3af59
 from collections.abc import Iterable, Sequence
@@ -160,7 +160,7 @@ def details_table(
         table["pass@k"], table["majority"] = _percent(results.pass_k), _percent(results.majority)
     return table.astype(str)
 
-# %% ../nbs/43_tables.ipynb #77450fbf
+# %% ../nbs/43_tables.ipynb #4d0946dc
 def comparison_table(
     comparisons: pd.DataFrame, # From `statistics.comparisons`
 ) -> pd.DataFrame: # Text, in percentage points
@@ -170,10 +170,10 @@ def comparison_table(
              "comparison": f"{r.variant} minus {r.reference}", "n": whole(r.n),
              "points": interval(r.difference, r.low, r.high, "*" if r.p_holm < LEVEL else "", sign=True),
              "p": chance(r.p), "p, Holm": chance(r.p_holm),
-             "only it": whole(r.wins), "only the other": whole(r.losses), "Cohen's h": f"{r.h:+.2f}",
+             "only it": whole(r.wins), "only other": whole(r.losses), "Cohen's h": f"{r.h:+.2f}",
              "detectable": _percent([r.detectable])[0], f"within ±{100 * r.margin:g}": _equivalent(r)}
             for r in comparisons.itertuples()]
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=None if rows else ["student", "benchmark", "comparison", "n", "points"])
 
 
 def _equivalent(row) -> str:
@@ -202,6 +202,20 @@ def teacher_table(
                  f"{known['HC'] - known['Base']:+.1f}"])
     return pd.DataFrame(rows, columns=["source", "teacher", "benchmark", "n", "grade", "without the HC prompt",
                                        "with the HC prompt", "difference"])
+
+# %% ../nbs/43_tables.ipynb #a3ca5a3d
+def style_score_table(
+    adopted: pd.DataFrame, # From `evidence.adoption`
+) -> pd.DataFrame: # Text
+    "Mean style score (0 to 1), and its rank correlation with being right inside each variant"
+    def both(row, name):
+        value, low, high = (getattr(row, name + end) for end in ("", "_low", "_high"))
+        return "–" if pd.isna(value) else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+    rows = [{"student": student_label(r.student), "benchmark": benchmark_title(r.benchmark), "variant": r.variant,
+             "n": f"{r.n}", "answers": f"{r.answers}", "style score": both(r, "style"),
+             "correlation with being right": both(r, "correlation")} for r in adopted.itertuples()]
+    return pd.DataFrame(rows)
 
 # %% ../nbs/43_tables.ipynb #3662210d
 _kind = {claim.name: claim.kind for claim in CLAIMS}

@@ -15,7 +15,7 @@ import pandas as pd
 from .files import write_text
 from .settings import InputError
 
-# %% ../nbs/43_typeset.ipynb #e9c4f94b
+# %% ../nbs/43_typeset.ipynb #d4db0e5a
 _extra = 'Tables in a notebook need jinja2: pip install "smoltraces[notebooks]".'
 
 
@@ -28,17 +28,22 @@ def style_table(
 
     try: styler = table.style
     except (ImportError, AttributeError): raise InputError(_extra) from None # pandas without jinja2
+    def wrap(value): return "white-space:normal;min-width:18em" if len(str(value)) > 40 else ""
     def two_lines(value): return html.escape(str(value)).replace(" [", "<br>[") # the interval under its estimate
 
     return (styler.hide(axis="index").format(two_lines).set_caption(html.escape(caption).replace("\n\n", "<br>"))
             .set_uuid(f"t{len(table)}x{table.shape[1]}") # a fixed name: the same table is the same HTML
-            .apply(grey, axis=1)
+            .apply(grey, axis=1).map(wrap)
             .set_table_styles([{"selector": "caption", "props": "caption-side:bottom;text-align:left;padding-top:.6em"},
-                               {"selector": "th, td", "props": "text-align:left;white-space:nowrap"}]))
+                               {"selector": "th, td", "props": "text-align:left;vertical-align:top;white-space:nowrap"}]))
 
-# %% ../nbs/43_typeset.ipynb #7ece8552
+# %% ../nbs/43_typeset.ipynb #3003fc8d
+def _text(table: pd.DataFrame) -> list[list[str]]:
+    return [["–" if pd.isna(cell) else str(cell) for cell in row] for row in table.astype(object).to_numpy()]
+
+
 def _markdown(table: pd.DataFrame, caption: str) -> str:
-    rows = [table.columns, ["---"] * table.shape[1], *table.astype(str).to_numpy()]
+    rows = [table.columns, ["---"] * table.shape[1], *_text(table)]
     lines = ["| " + " | ".join(str(cell).replace("|", r"\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines) + (f"\n\n{caption}\n" if caption else "\n")
 
@@ -63,7 +68,7 @@ def _tex_line(cells: list[str]) -> str:
 def _tex_rows(table: pd.DataFrame) -> list[str]:
     "The lines of a tabular: names once, intervals below their values, a rule or a gap where the first column changes"
     lines, before, two = [], [None] * table.shape[1], len(table) <= 25 # a longer table has no room for two lines a row
-    for row in table.astype(str).to_numpy().tolist():
+    for row in _text(table):
         if before[0] not in (None, row[0]):
             lines.append(r"\midrule" if table.columns[0] == "source" else r"\addlinespace")
         known = [i < 3 and row[:i + 1] == before[:i + 1] for i in range(len(row))] # three columns name a row
@@ -77,7 +82,7 @@ def _tex_rows(table: pd.DataFrame) -> list[str]:
 
 def _latex(table: pd.DataFrame, caption: str) -> str:
     title, *notes = caption.split("\n\n")
-    widths = [max(map(len, [str(name), *map(str, table[name])])) for name in table]
+    widths = [max(map(len, column)) for column in zip(*_text(table), strict=True)]
     columns = "".join(r"p{0.45\linewidth}" if width > 60 else "l" for width in widths)
     return "\n".join([r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering\footnotesize",
                       r"\setlength{\tabcolsep}{3pt}", rf"\caption{{{_tex(title)}}}", r"\sbox0{%",

@@ -16,7 +16,7 @@ from conftest import ROOT, environment
 from server import serve
 
 from smoltraces import decoding, evaluation
-from smoltraces.backends import SealedStore, Unanswered, backend_of
+from smoltraces.backends import Asked, SealedStore, Unanswered, backend_of
 from smoltraces.benchmarks import load_benchmark, opened, score, unseal
 from smoltraces.evaluation import evaluate
 from smoltraces.files import read_json
@@ -58,7 +58,7 @@ def invent(folder: Path) -> dict[str, str]:
 
 def wrong(row: dict) -> str:
     if row["answer_kind"] == "choice": return "ABCD"[("ABCD".index(row["answer"]) + 1) % 4]
-    return "-31337/11"
+    return "-31337"
 
 
 def known(spec: str, problems: Path) -> list[dict]:
@@ -173,15 +173,18 @@ def test_samples_are_asked_apart(world, tmp_path):
 # ---- what an endpoint can do wrong
 
 
-def test_costs_are_agreed_to_and_capped(world, tmp_path):
+def test_costs_are_agreed_to_and_capped(world, tmp_path, monkeypatch):
+    def nobody(text): raise EOFError
+
+    monkeypatch.setattr("builtins.input", nobody)
     cfg = at(world, tmp_path, world.specs.values(), teacher_lm="gold", evaluate_teacher=True, prices="gold 1000 1000",
-             budget_usd=5, confirm=True)
+             budget_usd=2, confirm=True)
     paid = len(world.server.paid())
-    with pytest.raises(Unconfirmed, match=r"\(embedded, 8 answers of gold: .*gpqa_diamond, 8 answers.* budget_usd = 5"):
+    with pytest.raises(Unconfirmed, match=r"\(embedded, 8 answers of gold: .*gpqa_diamond, 8 answers.* budget_usd = 2"):
         evaluate(cfg, "gold", "Base")
     assert len(world.server.paid()) == paid
     cheap = cfg.model_copy(update={"confirm": False, "in_flight": 2})
-    with pytest.raises(InputError, match="could exceed the budget of \\$5: raise budget_usd and run again"):
+    with pytest.raises(InputError, match="could exceed the budget of \\$2: raise budget_usd and run again"):
         evaluate(cheap, "gold", "Base")
     kept = len(world.server.paid()) - paid
     assert kept > 8 and cfg.path("predictions", "gold", "Base", "seed-0", "embedded.parquet").is_file()
@@ -210,7 +213,8 @@ def test_refused_and_cut_answers_are_wrong_and_kept(world, tmp_path):
     assert 0 < cut.sum() < 20 and not found.loc[cut, "correct"].any()
     assert found.loc[cut, "output"].str.startswith("<think>\n").all() and not found.loc[cut, "output"].str.contains(
         "</think>").any()
-    assert (found["output"] == "").sum() > 0 and found.loc[found["correct"], "output"].str.contains("boxed").all()
+    refused = found["output"].str.endswith("</think>\n\n")
+    assert 0 < refused.sum() < 20 and (found["correct"] == ~(cut | refused)).all()
 
 
 def test_a_very_long_answer(world, tmp_path):
@@ -284,10 +288,11 @@ def test_scored_again_where_only_the_scorer_changed(world, tmp_path, counted, mo
 
 
 def test_k_samples_do_not_depend_on_the_batch(world, tmp_path):
-    changes = {"eval_samples": 3, "eval_temperature": 1.0, "eval_top_p": 0.9}
+    changes = {"eval_samples": 3, "eval_temperature": 1.0, "eval_top_p": 0.001} # of 49,152 tokens, all about as likely
     cfg = at(world, tmp_path / "a", [world.specs["aime24"]], **changes)
     found = evaluate(cfg, LLAMA, "Base")
-    assert found["sample"].tolist() == [0, 1, 2] * 10 and found["output"].nunique() > 25
+    assert found["sample"].tolist() == [0, 1, 2] * 10
+    assert found.groupby("problem_id")["output"].nunique().sum() > 20
     small = evaluate(at(world, tmp_path / "b", [world.specs["aime24"]], **changes, eval_batch_size=3), LLAMA, "Base")
     pd.testing.assert_frame_equal(small, found)
     assert manifest(cfg, LLAMA, "aime24")["lm_eval"]["acc,all"] == pytest.approx(found["correct"].mean())
@@ -352,7 +357,7 @@ def killed(cfg, student: str, when, **options):
 
 
 def test_killed_and_resumed(world, tmp_path, counted):
-    specs, changes = [world.specs["math500"], world.specs["gpqa_diamond"]], {"max_new_tokens": 60, "eval_batch_size": 2}
+    specs, changes = [world.specs["math500"], world.specs["gpqa_diamond"]], {"max_new_tokens": 12, "eval_batch_size": 1}
     cfg = at(world, tmp_path, specs, **changes)
     file = journal(cfg, "math500")
     killed(cfg, LLAMA, lambda: file.exists() and file.read_bytes().count(b"\n") > 6, **changes)
@@ -488,21 +493,23 @@ def test_vllm_with_an_adapter(world, tmp_path, vllm):
 
 # ---- prompts
 
+HELLO = [{"role": "user", "content": "Hello"}]
+
 
 def test_thinking_that_the_template_opened_belongs_to_the_answer(world, tmp_path):
     cfg = at(world, tmp_path, ["embedded"])
     student = backend_of(cfg, LLAMA, "Base")
-    student.tokenizer.chat_template += "<think>\n"
-    assert student.prompt([{"role": "user", "content": "Hello"}]).endswith("<think>\n")
-    [(_, answer)] = student.answers([evaluation.Asked({"id": "0" * 16}, 0, student.prompt(
-        [{"role": "user", "content": "Hello"}]))])
-    assert answer.output.startswith("<think>\n")
+    student.tokenizer.chat_template += "{{ '<think>\n' }}"
+    prompt = student.prompt(HELLO)
+    [(_, answer)] = student.answers([Asked({"id": "0" * 16}, 0, prompt)])
+    assert prompt.endswith("<think>\n") and answer.output.startswith("<think>\n")
     student.tokenizer.chat_template = "{{ raise_exception('only one message') }}"
-    with pytest.raises(InputError, match="does not take a system and a user message"): student.prompt([])
+    with pytest.raises(InputError, match="does not take a system and a user message .only one"): student.prompt(HELLO)
 
 
 def test_todays_date_is_in_no_prompt(world, tmp_path):
     student = backend_of(at(world, tmp_path, ["embedded"]), LLAMA, "Base")
-    today = "{% set date_string = strftime_now('%d %b %Y') %}"
-    student.tokenizer.chat_template = f"{{% if not date_string is defined %}}{today}{{% endif %}}Today: {{{{ date_string }}}}"
-    assert student.prompt([]) == "Today: 26 Jul 2024"
+    student.tokenizer.chat_template = ("{% if date_string is not defined %}"
+                                       "{% set date_string = strftime_now('%d %b %Y') %}"
+                                       "{% endif %}Today: {{ date_string }}")
+    assert student.prompt(HELLO) == "Today: 26 Jul 2024"
