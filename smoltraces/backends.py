@@ -6,10 +6,11 @@
 __all__ = ['Backend', 'Asked', 'answer_seed', 'Student', 'Transformers', 'Vllm', 'SealedStore', 'answer_of', 'Unanswered', 'Api',
            'is_teacher', 'backend_of']
 
-# %% ../nbs/33_backends.ipynb #f4128bed
+# %% ../nbs/33_backends.ipynb #85a742ed
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from random import Random
@@ -186,7 +187,7 @@ class Vllm(Student):
                 said = request.outputs[0]
                 yield i, self._begun(a, Answer(said.text, len(said.token_ids), said.finish_reason == "length"))
 
-# %% ../nbs/33_backends.ipynb #8262c3ea
+# %% ../nbs/33_backends.ipynb #389da9a4
 class SealedStore(Store):
     "A view of a store for what must not be read: no questions, sealed answers"
     def put(self, responses, requests=(), wait=True):
@@ -196,8 +197,8 @@ class SealedStore(Store):
 
 
 def _turned(r: Response, turn) -> Response:
-    fields = vars(r) | {"thinking": r.thinking and turn(r.thinking), "content": r.content and turn(r.content)}
-    return Response(**fields)
+    return replace(r, **{name: text and turn(text) for name in ("thinking", "content", "detail")
+                         for text in [getattr(r, name)]})
 
 
 def answer_of(
@@ -210,7 +211,7 @@ def answer_of(
         output = f"<think>\n{r.thinking}" + ("" if cut else f"\n</think>\n\n{r.content}")
     return Answer(output, r.completion_tokens or 0, r.status == "truncated")
 
-# %% ../nbs/33_backends.ipynb #06cd8ac5
+# %% ../nbs/33_backends.ipynb #d1657c4b
 class Unanswered(InputError):
     "Some requests have no answer yet"
 
@@ -268,7 +269,7 @@ class Api:
         found = store.get_many(r.key for r in requests)
         lost = [found.get(r.key) for r in requests if r.key not in found or not found[r.key].final]
         if lost:
-            why = next((r.detail for r in lost if r), "held by another run")
+            why = next((r.status if store is self._sealed else r.detail for r in lost if r), "held by another run")
             raise Unanswered(f"{self.endpoint.model} has not answered {len(lost)} of {len(asked)} requests ({why}): "
                              "run again to ask for these; every other answer is stored.")
         self.cost = sum(found[r.key].cost_usd for r in requests)

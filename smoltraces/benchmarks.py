@@ -6,7 +6,7 @@
 __all__ = ['BENCHMARKS', 'TASKS', 'seal', 'unseal', 'Benchmark', 'load_benchmark', 'opened', 'revision_of', 'user_text', 'prompt',
            'score', 'local_problems', 'task_config']
 
-# %% ../nbs/31_benchmarks.ipynb #ecfc73a0
+# %% ../nbs/31_benchmarks.ipynb #25d381a1
 import base64
 import hashlib
 import json
@@ -25,7 +25,7 @@ from . import overlap
 from .answers import verify
 from .files import read_parquet
 from .mapping import make_problem
-from .problems import Problem, problem_schema, to_problems
+from .problems import Problem, problem_schema
 from .settings import InputError, _nearest, benchmark_name, needs
 from .sources import fetch, read_rows
 from .traces import question_text, system
@@ -156,7 +156,7 @@ def revision_of(
                    for row in map(opened, rows.to_dict("records")))
     return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
 
-# %% ../nbs/31_benchmarks.ipynb #19d5bbc6
+# %% ../nbs/31_benchmarks.ipynb #32f9b1b3
 def user_text(row: dict | pd.Series) -> str:
     "What the user says: the question, with lettered choices (lm-eval's `doc_to_text`)"
     return question_text(opened(row))
@@ -174,7 +174,7 @@ def score(
     results: list[str] | list[list[str]], # One answer, or a list of several
 ) -> dict[str, float]: # {"acc": share of the answers that are right}
     "lm-eval's `process_results`: whether the answer is right"
-    [problem] = to_problems(pd.DataFrame([opened(doc)]))
+    problem = Problem(**{name: value for name, value in opened(doc).items() if name in problem_schema.names})
     answers = results[:1] if isinstance(results[0], str) else results[0]
     return {"acc": sum(verify(problem, unseal(a), lenient=True) for a in answers) / len(answers)}
 

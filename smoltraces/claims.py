@@ -59,7 +59,7 @@ def _comparable(low: float, high: float, eq_p: float, margin: float) -> str:
     if eq_p < 0.05: return "supported"
     return "refused" if low > margin or high < -margin else "undecided"
 
-# %% ../nbs/42_claims.ipynb #2f54b38d
+# %% ../nbs/42_claims.ipynb #dda983b6
 _STYLE = ["student", "variant", "seed", "benchmark", "id", "style_score"]
 
 
@@ -71,7 +71,7 @@ def _style_gap(claim: Claim, table: pd.DataFrame, n_boot: int, seed: int) -> dic
     sides = both.loc[claim.variant].to_numpy(), both.loc[claim.reference].to_numpy()
     gap, low, high = difference(*sides, n_boot, seed)
     return {"variant": claim.variant, "reference": claim.reference, "n": both.shape[1], "difference": gap, "low": low,
-            "high": high, "p": paired_test(*sides, n_boot, seed), "detectable": (high - low) / 2 * (1 + 0.842 / 1.96)}
+            "high": high, "p": paired_test(*sides, n_boot, seed), "detectable": (high - low) / 2 * (1 + 1 / 1.96)}
 
 
 def _style_gaps(style: pd.DataFrame | None, n_boot: int, seed: int) -> pd.DataFrame:

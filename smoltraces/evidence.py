@@ -220,7 +220,7 @@ def adoption(
                "correlation_low", "correlation_high"]
     return pd.DataFrame(rows, columns=columns)
 
-# %% ../nbs/43_evidence.ipynb #1fa0c2ed
+# %% ../nbs/43_evidence.ipynb #47b23608
 def _scatter(axes, rows: pd.DataFrame):
     "Mean style against accuracy, a point per variant with both intervals"
     for r in rows.itertuples():
@@ -263,7 +263,8 @@ def plot_adoption(
             _within(right, own, widest)
             where = f"{student_label(student)} on {benchmark_title(benchmark)}"
             left.set_title(f"{where}\nbetween variants", fontsize="medium")
-            right.set_title(f"within each variant\n{count(own.n.max() if len(own) else 0, 'problem')}", fontsize="medium")
+            size = count(own.n.max() if len(own) else 0, "problem")
+            right.set_title(f"within each variant\n{size}", fontsize="medium")
         _key(fig, [v for v in VARIANTS if v in set(rows.variant)])
         fig.get_layout_engine().set(w_pad=0.12, hspace=0.06)
     return fig

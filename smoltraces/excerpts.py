@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUTCOMES', 'MOST', 'HEAD', 'TAIL', 'answered', 'choose', 'cut', 'questions', 'excerpts']
 
-# %% ../nbs/44_excerpts.ipynb #340bc84e
+# %% ../nbs/44_excerpts.ipynb #2c7c7ae0
 import re
 from random import Random
 
@@ -15,8 +15,8 @@ import pandas as pd
 from .benchmarks import BENCHMARKS, load_benchmark
 from .files import read_parquet
 from .paper import VARIANTS
-from .settings import InputError, Settings, benchmark_name
 from .predictions import prediction_files
+from .settings import InputError, Settings, benchmark_name
 from .style import PIVOT_TYPES, STAGES, measure
 from .traces import question_text
 from .viewer import laid_out, visible

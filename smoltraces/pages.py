@@ -38,7 +38,7 @@ def visible(
     "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
     return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
 
-# %% ../nbs/23_pages.ipynb #6d6fc842
+# %% ../nbs/23_pages.ipynb #e261312f
 def text(value) -> str:
     "Any value as HTML: unseen characters as stand-ins, tags escaped, a dash for nothing"
     if value is None or (isinstance(value, float) and pd.isna(value)): return "–"
@@ -61,15 +61,14 @@ def table(
     rows = []
     for values in frame.astype(object).itertuples(index=False, name=None):
         cells = [text(v) for v in values]
-        cells = [re.sub(r" (\[[^\[\]]*\])$", r" <small>\1</small>", c) if n else c
-                 for c, n in zip(cells, numeric, strict=True)]
+        cells = [re.sub(r" (\[[^\[\]A-Za-z]*\])$", r" <small>\1</small>", c) for c in cells]
         first, *others = (f"<td{' class=n' * n}>{c}</td>" for c, n in zip(cells, numeric, strict=True))
         named = f'<th scope=row>{cells[0]}</th>' if not numeric[0] else first
         published = " class=published" if values[0] == "published" else ""
         rows.append(f"<tr{published}>{named}{''.join(others)}</tr>")
     caption, *more = (f"<p class=about>{text(note)}</p>" for note in notes.split("\n\n"))
     label = html.escape(visible(notes.split("\n")[0] or "Table"))[:120]
-    return (f'<div class=wide tabindex=0 role=region aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+    return (f'<div class=wide role=region aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>{caption if notes else ''}{''.join(more)}")
 
 

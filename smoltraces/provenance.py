@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['public', 'all_files', 'settings_table', 'records', 'manifests', 'made_section']
 
-# %% ../nbs/44_provenance.ipynb #3a3fad7f
+# %% ../nbs/44_provenance.ipynb #768348d1
 import configparser
 import json
 import re
@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 
 from .files import read_json, read_parquet, sha256
 from .pages import facts, table
+from .predictions import prediction_files
 from .publish import without_paths
 from .runs import scrub
 from .settings import Settings, find_settings
-from .predictions import prediction_files
 from .tables import benchmark_title, student_label
 
 # %% ../nbs/44_provenance.ipynb #1c69c2a9

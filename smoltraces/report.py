@@ -64,7 +64,7 @@ def notebook_cells(
         for tag in cell.get("metadata", {}).get("tags", []): cells[tag] = cell.get("id", ""), heading
     return cells
 
-# %% ../nbs/44_report.ipynb #236245d8
+# %% ../nbs/44_report.ipynb #ee13aece
 def _linked(cell: str, cells: dict) -> str:
     if cell not in cells: return text(cell)
     identity, heading = cells[cell]
@@ -90,13 +90,13 @@ def claims_section(
         pair = f"{known[name].variant} minus {known[name].reference}, " if name in known else ""
         bodies.append(f"<tbody><tr><th scope=rowgroup colspan=8>{text(rows.sentence.iloc[0])} "
                       f"<small>{text(pair)}grade {text(rows.grade.iloc[0])}</small></th></tr>")
-        margin = cfg.equivalence / 100 if kinds[rows.index[0]] == "equivalent" else 0
-        end = max(0 if pd.isna(m := most[kinds[rows.index[0]] == "style"]) else m, margin, 1e-9)
-        bodies += [_claim(row, shown.loc[row.Index], end, margin, several, cells) for row in rows.itertuples()]
+        style, margin = kinds[rows.index[0]] == "style", cfg.equivalence / 100 * (kinds[rows.index[0]] == "equivalent")
+        end = max(0 if pd.isna(most[style]) else most[style], margin, 1e-9)
+        bodies += [_claim(row, shown.loc[row.Index], end, margin, several, style, cells) for row in rows.itertuples()]
         bodies.append("</tbody>")
     heads = "".join(f"<th scope=col{' class=n' * (2 < i < 7)}>{name}</th>" for i, name in enumerate(_heads))
     return (f"<p>{count(len(claims), 'test')} of {count(claims.claim.nunique(), 'claim')}: {told}</p>"
-            f'<div class=wide tabindex=0 role=region aria-label="Claims"><table id=verdicts><thead><tr>{heads}</tr>'
+            f'<div class=wide role=region aria-label="Claims"><table id=verdicts><thead><tr>{heads}</tr>'
             f"</thead>{''.join(bodies)}</table></div>{_rules.format(cfg.equivalence)}")
 
 
@@ -104,14 +104,14 @@ _heads = ("verdict", "on", "", "estimate and interval", "n", "p (after Holm)", "
 _rules = """<p class=about>Above another: supported or refused where the paired test gives p below 0.05 after Holm's
 correction. Comparable: supported where two one-sided tests put the difference within {0:g} points (theirs is the
 p shown), refused where the whole interval lies beyond. All else is undecided. Estimates are in points of accuracy,
-of style in its score from 0 to 1. Detectable: the smallest difference, in points, that so many problems would show
-four times in five. On each line the dot is the estimate, the bar its 95% interval, the dashes are zero, the grey
-band is the margin.</p>"""
+of style in its score from 0 to 1. Detectable: the smallest difference that so many problems would show four times
+in five. On each line the dot is the estimate, the bar its 95% interval, the dashes are zero, the grey band is the
+margin.</p>"""
 
 
-def _claim(row, shown: pd.Series, most: float, margin: float, who: bool, cells: dict) -> str:
+def _claim(row, shown: pd.Series, most: float, margin: float, who: bool, style: bool, cells: dict) -> str:
     p = f"{chance(row.p)} ({chance(row.p_holm)})" if not pd.isna(row.p_holm) else chance(row.p)
-    detectable = "–" if pd.isna(row.detectable) else f"{100 * row.detectable:.1f}"
+    detectable = "–" if pd.isna(row.detectable) else f"{row.detectable:.2f}" if style else f"{100 * row.detectable:.1f}"
     where = text(benchmark_title(row.benchmark) or "–")
     if who: where += f" <small>{text(student_label(row.student))}</small>"
     cells = [chip(row.verdict), where, line(row.estimate, row.low, row.high, most, margin), text(shown["estimate"]),
@@ -167,7 +167,7 @@ def _training_sets(variants: dict) -> str:
     if not rows: return ""
     return table(pd.DataFrame(rows), "What each teacher was asked, and what was dropped of its answers.")
 
-# %% ../nbs/44_report.ipynb #c4180ac5
+# %% ../nbs/44_report.ipynb #a8f0fdcf
 _sections = {"claims": "Claims", "tables": "Tables", "figures": "Figures", "funnel": "Data", "outputs": "Outputs",
              "made": "How it was made"}
 
@@ -227,7 +227,7 @@ def report(
     verdicts = ("<p class=note>No claims: they need comparisons.parquet and claims.parquet.</p>" if judged is None else
                 claims_section(claims, judged[0], cfg))
     parts = {"claims": verdicts + ("" if pairs is None else _words(pairs)),
-             "tables": "".join(f"<h3>{text(TITLES.get(name, name))}</h3>{table(frame, notes)}"
+             "tables": "".join(f"<h3>{text(TITLES.get(name, name))}</h3>{table(_of_one(frame), notes)}"
                                for name, (frame, notes) in made.items()) or
              "<p class=note>No tables: they need comparisons.parquet.</p>",
              "figures": figures_section(cfg), "funnel": data_section(cfg)}
@@ -243,6 +243,10 @@ def report(
         lead=_lead(cfg, results), main=main, made=made_of, sample=_sample_text(sample),
         contents=" ".join(f'<a href="#{name}">{title}</a>' for name, title in _sections.items()),
         footer=f"The paper: {text(CITATION)}"))
+
+
+def _of_one(frame: pd.DataFrame) -> pd.DataFrame: # a student who is the only one is named in the lead
+    return frame.drop(columns="student") if "student" in frame and frame.student.nunique() == 1 else frame
 
 
 def _words(pairs: pd.DataFrame) -> str:

@@ -56,7 +56,7 @@ def and_list(items: Iterable[str]) -> str:
     *most, last = items
     return f"{', '.join(most)} and {last}" if most else last
 
-# %% ../nbs/43_tables.ipynb #6bdd23d0
+# %% ../nbs/43_tables.ipynb #ea3a440c
 MARKS = {"Base": "ᵇ", "ST-NT": "ⁿ", "SBS": "ˢ", "ST-HC": "ʰ"} # by reference
 BELOW = "↓" # before a letter
 LEVEL = 0.05
@@ -74,6 +74,7 @@ def marks(
 
 
 def _marks_note(comparisons: pd.DataFrame) -> str:
+    if comparisons.empty: return "No two variants were run on the same problems: there is nothing to compare."
     number = f"Holm's correction over the {count(len(comparisons), 'comparison')} of this run"
     if not (comparisons.p_holm < LEVEL).any():
         return f"No difference between two variants is significant at p < {LEVEL} (paired test, {number})."
@@ -236,7 +237,7 @@ def claims_table(
                      "n": "–" if pd.isna(r.n) else f"{r.n:.0f}", "p, Holm": p, "grade": r.grade, "cell": r.cell})
     return pd.DataFrame(rows)
 
-# %% ../nbs/43_tables.ipynb #24188375
+# %% ../nbs/43_tables.ipynb #574461fe
 TITLES = {"main": "Accuracy", "comparisons": "Differences", "teacher": "The teacher", "claims": "Claims",
           "details": "How sure each figure is"}
 
@@ -288,7 +289,7 @@ def tables(
         made["claims"] = (claims_table(claims), ["What the paper claims and what this run's numbers say. Estimates in "
                           "points of accuracy, or of the style score from 0 to 1, with 95% intervals. TOST: two "
                           f"one-sided tests that the difference is within ±{cfg.equivalence:g} points."])
-    return {name: (made[name][0], "\n\n".join(made[name][1])) for name in TITLES if name in made}
+    return {name: (made[name][0], "\n\n".join(filter(None, made[name][1]))) for name in TITLES if name in made}
 
 # %% ../nbs/43_tables.ipynb #4d1152e1
 QUESTIONS = [

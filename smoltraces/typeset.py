@@ -15,7 +15,7 @@ import pandas as pd
 from .files import write_text
 from .settings import InputError
 
-# %% ../nbs/43_typeset.ipynb #d4db0e5a
+# %% ../nbs/43_typeset.ipynb #126655f4
 _extra = 'Tables in a notebook need jinja2: pip install "smoltraces[notebooks]".'
 
 
@@ -35,9 +35,10 @@ def style_table(
             .set_uuid(f"t{len(table)}x{table.shape[1]}") # a fixed name: the same table is the same HTML
             .apply(grey, axis=1).map(wrap)
             .set_table_styles([{"selector": "caption", "props": "caption-side:bottom;text-align:left;padding-top:.6em"},
-                               {"selector": "th, td", "props": "text-align:left;vertical-align:top;white-space:nowrap"}]))
+                               {"selector": "th, td", "props": "text-align:left;vertical-align:top;"
+                                                                "white-space:nowrap"}]))
 
-# %% ../nbs/43_typeset.ipynb #3003fc8d
+# %% ../nbs/43_typeset.ipynb #7fcc485c
 def _text(table: pd.DataFrame) -> list[list[str]]:
     return [["–" if pd.isna(cell) else str(cell) for cell in row] for row in table.astype(object).to_numpy()]
 
@@ -82,7 +83,7 @@ def _tex_rows(table: pd.DataFrame) -> list[str]:
 
 def _latex(table: pd.DataFrame, caption: str) -> str:
     title, *notes = caption.split("\n\n")
-    widths = [max(map(len, column)) for column in zip(*_text(table), strict=True)]
+    widths = [max(map(len, column)) for column in zip(map(str, table.columns), *_text(table), strict=True)]
     columns = "".join(r"p{0.45\linewidth}" if width > 60 else "l" for width in widths)
     return "\n".join([r"% needs \usepackage{booktabs,graphicx}", r"\begin{table}", r"\centering\footnotesize",
                       r"\setlength{\tabcolsep}{3pt}", rf"\caption{{{_tex(title)}}}", r"\sbox0{%",

@@ -29,7 +29,7 @@ from smoltraces.tables import TITLES, in_words, marks, style_score_table, tables
 from smoltraces.typeset import save_table
 
 SHARES = dict(zip(VARIANTS, (0.36, 0.4, 0.46, 0.48, 0.64, 0.68), strict=True))
-PLACES = {"math500": (120, 1), "aime24": (30, 0.4), "gpqa_diamond": (60, 0.7)}
+PLACES = {"math500": (60, 1), "aime24": (30, 0.4), "gpqa_diamond": (40, 0.7)}
 
 
 def predicted(students, places, seeds, shares, secret="secret"):
@@ -198,12 +198,29 @@ def test_the_correlation_is_within_the_variant():
     assert np.isnan(few.correlation[0]) and style_score_table(few).iloc[0, -1] == "–"
 
 
+def test_nothing_to_compare_and_nothing_written(tmp_path):
+    "One variant alone, all of it wrong, and not a word in any answer"
+    cfg = load_settings("smoke")
+    found = predicted(cfg.students, {"embedded": (8, 0.5)}, 1, {"ST": 0.5}).assign(correct=False)
+    run = judged(found, found[:0], cfg, [f"s ST seed {seed} embedded" for seed in range(20)])
+    assert set(run["claims"].verdict) == {"not run"} and "not run" in words(run["figures"]["claims"])
+    caption = run["made"]["main"][1]
+    assert "nothing to compare" in caption and "\n\n\n" not in caption
+    assert "s ST seed 7 embedded and 12 more." in caption
+    assert len(run["made"]["comparisons"][0]) == 0 and in_words(run["pairs"]) == {}
+    silent = found.rename(columns={"problem_id": "id"}).assign(style_score=np.nan)
+    assert "0 problems" in "".join(words(plot_adoption(adoption(silent), run["results"], "embedded")))
+    empty = measure(["", ""]).assign(variant=["ST", "SBS"])
+    assert plot_lengths(empty).axes and plot_pivots(empty).axes
+
+
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
 def test_every_table_compiles(small, large, tmp_path):
     nasty = pd.DataFrame({"a": ["50% & more_of $x^2$ {y} ~ \\z #1", "[1, 2]", "→ “é” 中 ±≤ |a|"], "b": [1.5, np.nan, 2],
                           "long": ["word " * 30] * 3})
     names = []
-    made = {"small": small["made"], "large": large["made"], "nasty": {"table": (nasty, "50% & _x_\n\n<note>")}}
+    made = {"none": {"table": (nasty[:0], "")}, "small": small["made"], "large": large["made"],
+            "nasty": {"table": (nasty, "50% & _x_\n\n<note>")}}
     for which, some in made.items():
         for name, (table, caption) in some.items():
             save_table(table, tmp_path / f"{which}-{name}", caption)

@@ -1,10 +1,9 @@
 """How fast the tables of evidence are made, and how often their 95% intervals hold the truth.
 
-    python tests/benchmarks/intervals.py speed [RESAMPLES]  summarise + comparisons of 3 students × 3 benchmarks × 6 variants
-                                                            × 3 seeds, and the ratios to scipy.stats.bootstrap and to a
-                                                            plain loop over resamples, for the same intervals
-    python tests/benchmarks/intervals.py coverage [DRAWS]   per setting, in per cent, with the interval's mean width; those
-                                                            outside 93 to 97 are marked
+    python tests/benchmarks/intervals.py speed [RESAMPLES]  summarise + comparisons of 3 students × 3 benchmarks ×
+        6 variants × 3 seeds, and the ratios to scipy.stats.bootstrap and to a plain loop, for the same intervals
+    python tests/benchmarks/intervals.py coverage [DRAWS]   per setting, in per cent, with half the interval's mean
+        width in points; those outside 93 to 97 are marked
 
 For coverage, problems have difficulties and runs have luck, both normal on the scale of log-odds; the truth is the mean
 over all of both. Differences are between a variant at the given accuracy and one at 0.7 of it, on the same problems.
@@ -53,8 +52,8 @@ def speed(n_boot: int = 10_000):
     start = time.perf_counter()
     results, compared = summarise(predictions, n_boot), comparisons(predictions, n_boot=n_boot)
     ours = time.perf_counter() - start
-    print(f"{len(predictions)} predictions, {len(results)} accuracies and {len(compared)} differences, {n_boot} resamples: "
-          f"{ours:.2f} s")
+    print(f"{len(predictions)} predictions, {len(results)} accuracies, {len(compared)} differences, {n_boot} resamples"
+          f": {ours:.2f} s")
     means = []
     for _, rows in predictions.groupby(["student", "benchmark"], sort=False):
         of = {variant: score.mean(axis=0) for variant, score in scores(rows).items()}
