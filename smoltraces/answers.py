@@ -17,13 +17,12 @@ from .mathematics import Workers, _tidy, _wrapper
 from .problems import Problem, _reasoning_gym
 from .settings import InputError
 
-# %% ../nbs/06_answers.ipynb #39359ac9
+# %% ../nbs/06_answers.ipynb #547bd5cb
 def strip_thinking(
     response: str,
 ) -> str | None: # None where thinking begins and never ends
     "What follows the thinking; all of the text where there is none"
-    head, closed, tail = response.rpartition("</think>")
-    if closed: return tail.strip()
+    tail = response.rpartition("</think>")[2]
     return None if "<think>" in tail else tail.strip()
 
 # %% ../nbs/06_answers.ipynb #151a9610

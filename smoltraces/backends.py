@@ -6,7 +6,7 @@
 __all__ = ['Backend', 'Asked', 'answer_seed', 'Student', 'Transformers', 'Vllm', 'SealedStore', 'answer_of', 'Unanswered', 'Api',
            'is_teacher', 'backend_of']
 
-# %% ../nbs/33_backends.ipynb #85a742ed
+# %% ../nbs/33_backends.ipynb #cbadf577
 import hashlib
 import json
 from collections.abc import Iterator
@@ -29,6 +29,7 @@ from .settings import InputError, Settings, needs, slug
 from .store import Request, Response, Store
 from .students import locate, prepare
 from .teachers import _is_model, confirm, endpoint_of, store_path, student_endpoint, unpaid
+from .traces import TEMPLATE
 
 # %% ../nbs/33_backends.ipynb #ccbe9ed5
 class Asked(NamedTuple):
@@ -49,10 +50,7 @@ def answer_seed(
     "The seed of one answer: it depends on neither the batch nor the order"
     return int.from_bytes(hashlib.sha256(f"{seed}-{problem_id}-{sample}".encode()).digest()[:4], "big")
 
-# %% ../nbs/33_backends.ipynb #8ebf4a30
-_date = "26 Jul 2024"
-
-
+# %% ../nbs/33_backends.ipynb #0f8a8033
 class Student:
     "A base or fine-tuned student: its files, its tokenizer and its prompts"
     versions = ("torch", "transformers", "lm-eval")
@@ -93,8 +91,7 @@ class Student:
 
     def prompt(self, messages: list[dict[str, str]]) -> str:
         "The messages in the student's chat template, ready for its answer"
-        try: return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True,
-                                                       date_string=_date)
+        try: return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE)
         except Exception as e: # a template is a program, and raises what it likes
             raise InputError(f"The chat template of {self.student} does not take a system and a user message "
                              f"({str(e).splitlines()[0]}): name an instruction-tuned student.") from None

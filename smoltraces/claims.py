@@ -59,7 +59,7 @@ def _comparable(low: float, high: float, eq_p: float, margin: float) -> str:
     if eq_p < 0.05: return "supported"
     return "refused" if low > margin or high < -margin else "undecided"
 
-# %% ../nbs/42_claims.ipynb #dda983b6
+# %% ../nbs/42_claims.ipynb #3eb0c988
 _STYLE = ["student", "variant", "seed", "benchmark", "id", "style_score"]
 
 
@@ -69,9 +69,10 @@ def _style_gap(claim: Claim, table: pd.DataFrame, n_boot: int, seed: int) -> dic
     both = table.loc[[claim.variant, claim.reference]].dropna(axis=1)
     if both.shape[1] < 2: return None
     sides = both.loc[claim.variant].to_numpy(), both.loc[claim.reference].to_numpy()
-    gap, low, high = difference(*sides, n_boot, seed)
+    gap, low, high = difference(*sides, n_boot, seed, graded=True)
+    p = paired_test(*sides, n_boot, seed, graded=True)
     return {"variant": claim.variant, "reference": claim.reference, "n": both.shape[1], "difference": gap, "low": low,
-            "high": high, "p": paired_test(*sides, n_boot, seed), "detectable": (high - low) / 2 * (1 + 1 / 1.96)}
+            "high": high, "p": p, "detectable": (high - low) / 2 * (1 + 1 / 1.96)}
 
 
 def _style_gaps(style: pd.DataFrame | None, n_boot: int, seed: int) -> pd.DataFrame:

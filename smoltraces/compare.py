@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'FEATURES', 'STYLE', 'compare', 'plot_compare', 'Probe', 'probe', 'replicates']
 
-# %% ../nbs/22_compare.ipynb #ca07bbaa
+# %% ../nbs/22_compare.ipynb #472e9c75
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from .settings import InputError
-from .statistics import _interval
 from .style import PIVOT_COLOURS, PIVOT_TYPES, measure
 
 # %% ../nbs/22_compare.ipynb #94c41ec1
@@ -87,7 +86,7 @@ class _Column:
     def observed(self) -> np.ndarray:
         return self.statistics(self.a.sum(axis=1)[:, None], self.b.sum(axis=1)[:, None])[:, 0]
 
-# %% ../nbs/22_compare.ipynb #141d5c72
+# %% ../nbs/22_compare.ipynb #092e21d0
 def _checked(bootstrap: int, level: float):
     if bootstrap < 1 or not 0 < level < 1:
         raise InputError(f"bootstrap is at least 1 and level between 0 and 1, not {bootstrap} and {level}.")
@@ -96,6 +95,16 @@ def _checked(bootstrap: int, level: float):
 def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
     values = values[np.isfinite(values)]
     return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else np.full(2, np.nan)
+
+
+def _interval(resampled: np.ndarray, estimate: float, n: int, outcomes: tuple[float, float], level: float):
+    "Percentile interval; where no resample differs, what the problems not seen could still change"
+    if np.ptp(resampled) > 1e-12:
+        return tuple(float(q) for q in np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]))
+    from scipy.stats import binomtest
+    unseen = binomtest(0, n).proportion_ci(level, method="wilson").high
+    lowest, highest = outcomes
+    return float(estimate - unseen * (estimate - lowest)), float(estimate + unseen * (highest - estimate))
 
 
 def _distance_interval(distance: float, drawn: np.ndarray, noise: np.ndarray, level: float) -> tuple[float, float]:

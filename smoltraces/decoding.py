@@ -117,7 +117,7 @@ def choose(
     place = torch.searchsorted(reached, noise[:, None] * total, right=True)
     return place.minimum(torch.searchsorted(reached, total))[:, 0]
 
-# %% ../nbs/32_decoding.ipynb #642439db
+# %% ../nbs/32_decoding.ipynb #1a059d8e
 class Answer(NamedTuple):
     "What a model wrote"
     output: str # Without special tokens
@@ -134,9 +134,6 @@ class _Row:
     tokens: list[int] = field(default_factory=list)
     pad: int = 0 # columns on its left that are not its own
     done: bool = False
-
-    @property
-    def length(self) -> int: return len(self.prompt) + len(self.tokens)
 
 
 @dataclass
@@ -172,34 +169,43 @@ class _Batch:
     def step(self) -> list[_Row]:
         "One more token for every row"
         columns = self.cache.get_seq_length() + 1
-        return self._ask(self.rows, self.cache, [row.tokens[-1:] or [0] for row in self.rows], columns)
+        return self._ask(self.rows, self.cache, [row.tokens[-1:] for row in self.rows], columns)
 
     def change(self, fresh: list[_Row]) -> list[_Row]:
         "Let go of the rows that ended and take in others; returns those that ended at their first token"
         from transformers import Cache
-        places = [k for k, row in enumerate(self.rows) if not row.done]
-        kept, ended, own = [self.rows[k] for k in places], [], 0
-        if fresh:
-            own = max(len(row.prompt) for row in fresh)
-            for row in fresh: row.pad = own - len(row.prompt)
-            new = Cache(layer_class_to_replicate=_layer())
-            ended = self._ask(fresh, new, [[0] * row.pad + row.prompt for row in fresh], own)
-        if kept:
-            filled = self.cache.get_seq_length()
-            begin = min(row.pad for row in kept)
-            width = max(filled - begin, own)
-            for n, layer in enumerate(self.cache.layers):
-                keys, values = [layer.keys[places, :, begin:filled]], [layer.values[places, :, begin:filled]]
-                if fresh:
-                    keys.append(new.layers[n].keys[:, :, :own])
-                    values.append(new.layers[n].values[:, :, :own])
-                    new.layers[n].keys = new.layers[n].values = None
-                layer.hold(keys, values, width)
-            for row in kept: row.pad += width - filled
-            for row in fresh: row.pad += width - own
-        else: self.cache = new if fresh else None
-        self.rows = kept + fresh
+        places, ended, parts = [k for k, row in enumerate(self.rows) if not row.done], [], []
+        if places:
+            kept = [self.rows[k] for k in places]
+            parts.append((kept, self.cache, places, min(row.pad for row in kept), self.cache.get_seq_length()))
+        for rows in _alike(fresh):
+            cache, end = Cache(layer_class_to_replicate=_layer()), len(rows[0].prompt)
+            for row in rows: row.pad = end - len(row.prompt)
+            ended += self._ask(rows, cache, [[0] * row.pad + row.prompt for row in rows], end)
+            parts.append((rows, cache, slice(None), 0, end))
+        self.rows, self.cache = [row for rows, *_ in parts for row in rows], parts[0][1] if parts else None
+        if places or len(parts) > 1: self._join(parts)
         return ended
+
+    def _join(self, parts: list[tuple]):
+        "Rows of several caches, in the first one: of each its rows, their places, and where its columns begin and end"
+        width = max(end - begin for *_, begin, end in parts)
+        for n, layer in enumerate(self.cache.layers):
+            held = [(cache.layers[n], places, slice(begin, end)) for _, cache, places, begin, end in parts]
+            layer.hold([one.keys[places, :, columns] for one, places, columns in held],
+                       [one.values[places, :, columns] for one, places, columns in held], width)
+            for one, *_ in held[1:]: one.keys = one.values = None
+        for rows, *_, end in parts:
+            for row in rows: row.pad += width - end
+
+
+def _alike(rows: list[_Row]) -> list[list[_Row]]:
+    "Rows in groups of nearly the same length, longest first: what pads a prompt is computed too"
+    groups = []
+    for row in sorted(rows, key=lambda row: -len(row.prompt)):
+        if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
+        else: groups.append([row])
+    return groups
 
 # %% ../nbs/32_decoding.ipynb #d75cfffb
 def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:

@@ -7,7 +7,7 @@ __all__ = ['PAIRS', 'TEACHER_PAIRS', 'COMPARISON_COLUMNS', 'scores', 'wilson', '
            'majority', 'difference', 'verdict', 'wins_losses', 'mcnemar', 'paired_test', 'holm', 'cohen_h',
            'detectable', 'equivalence', 'summarise', 'comparisons']
 
-# %% ../nbs/41_statistics.ipynb #ae030786
+# %% ../nbs/41_statistics.ipynb #24ebeb31
 import functools
 from collections.abc import Sequence
 
@@ -15,15 +15,15 @@ import numpy as np
 import pandas as pd
 
 from .paper import ordered
-from .predictions import check_predictions, read_predictions  # noqa: F401
+from .predictions import check_predictions
 from .settings import InputError
 
-# %% ../nbs/41_statistics.ipynb #1596fdf9
+# %% ../nbs/41_statistics.ipynb #fa5d9851
 def scores(
     predictions: pd.DataFrame, # Of one student and benchmark: variant, seed, problem_id, correct
 ) -> dict[str, np.ndarray]: # variant -> seeds × problems, problems in the same order for all; raises InputError on gaps
     "Each variant's scores on the problems, which must be the same for every variant and seed"
-    table = predictions.assign(correct=predictions.correct.astype(float))
+    table = predictions[["variant", "seed", "problem_id"]].assign(correct=predictions.correct.astype(float))
     table = table.groupby(["variant", "seed", "problem_id"], sort=True).correct.mean().unstack()
     gaps = table.isna().sum(axis=1)
     if gaps.any():
@@ -42,11 +42,11 @@ def wilson(
     from statsmodels.stats.proportion import proportion_confint
     return tuple(map(float, proportion_confint(right, n, alpha=1 - level, method="wilson")))
 
-# %% ../nbs/41_statistics.ipynb #52e0f4b4
+# %% ../nbs/41_statistics.ipynb #9f3c2830
 @functools.lru_cache(maxsize=3) # one entry a benchmark
 def _weights(n: int, n_boot: int, seed: int) -> np.ndarray:
-    "Weights of n problems and two invented ones in each resample: n_boot × (n + 2), every row summing to 1"
-    weights = np.random.default_rng(seed).standard_exponential((n_boot, n + 2))
+    "Weights of n problems in each resample: n_boot × n, every row summing to 1"
+    weights = np.random.default_rng(seed).standard_exponential((n_boot, n), dtype=np.float32)
     return weights / weights.sum(axis=1, keepdims=True)
 
 
@@ -80,15 +80,20 @@ def _run_variance(sides: Sequence[np.ndarray], pool: Sequence[np.ndarray] = ()) 
     return max(0.0, ratio - median) * chance, degrees
 
 
-def _drawn(sides: Sequence[np.ndarray], n_boot: int, seed: int, pool: Sequence[np.ndarray] = ()) -> np.ndarray:
-    "The accuracy of one side, or the difference of two, in each resample"
-    if len(sides) == 1: values, invented, bounds = sides[0].mean(axis=0), (0, 1), (0, 1)
-    else:
-        values, bounds = sides[0].mean(axis=0) - sides[1].mean(axis=0), (-1, 1)
-        differ = np.abs(values) > 1e-9
-        usual = np.sqrt((values[differ]**2).mean()) if differ.any() else 1
-        invented = (-usual, usual)
-    drawn = _weights(len(values), n_boot, seed) @ np.append(values, invented)
+def _invented(gaps: np.ndarray) -> tuple[float, float]:
+    "A problem that is lost and one that is won, by as much as the others differ"
+    differ = np.abs(gaps) > 1e-9
+    usual = np.sqrt((gaps[differ]**2).mean()) if differ.any() else 1
+    return -usual, usual
+
+
+def _drawn(sides: Sequence[np.ndarray], n_boot: int, seed: int, pool: Sequence[np.ndarray] = (),
+           graded: bool = False) -> np.ndarray:
+    "The mean of one side, or the difference of two, in each resample"
+    if len(sides) == 1: values, bounds = sides[0].mean(axis=0), (0, 1)
+    else: values, bounds = sides[0].mean(axis=0) - sides[1].mean(axis=0), (-1, 1)
+    if not graded: values = np.append(values, (0, 1) if len(sides) == 1 else _invented(values))
+    drawn = (_weights(len(values), n_boot, seed) @ values.astype(np.float32)).astype(float)
     variance, degrees = _run_variance(sides, pool)
     if variance: drawn += np.sqrt(variance) * _students_t(degrees, n_boot, seed)
     return np.clip(drawn, *bounds)
@@ -151,7 +156,7 @@ def majority(
     top = votes[votes["size"] == votes.groupby(level=problem)["size"].transform("max")]
     return float(top.groupby(level=problem)["mean"].mean().sum() / len(predictions[problem].drop_duplicates()))
 
-# %% ../nbs/41_statistics.ipynb #e119ab4d
+# %% ../nbs/41_statistics.ipynb #0bb4954c
 def _paired(score: np.ndarray, reference: np.ndarray) -> list[np.ndarray]:
     score, reference = _arrays(score, reference)
     if score.shape[1] != reference.shape[1]:
@@ -167,11 +172,12 @@ def difference(
     seed: int = 0,
     level: float = 0.95,
     pool: Sequence[np.ndarray] = (), # Scores of all variants, these two included, to learn from how runs differ
-) -> tuple[float, float, float]: # Accuracy of `score` minus that of `reference`, and the interval's ends, -1 to 1
+    graded: bool = False, # Scores that are no shares of right answers: no problems are invented
+) -> tuple[float, float, float]: # Mean of `score` minus that of `reference`, and the interval's ends, -1 to 1
     "Paired bootstrap of a difference in accuracy: the same problems for both, each one's own seeds"
     sides = _paired(score, reference)
     estimate = float(sides[0].mean() - sides[1].mean())
-    return estimate, *_ends(_drawn(sides, n_boot, seed, pool), estimate, level)
+    return estimate, *_ends(_drawn(sides, n_boot, seed, pool, graded), estimate, level)
 
 
 def verdict(
@@ -182,7 +188,7 @@ def verdict(
     if high < 0: return "lies below zero"
     return "includes zero"
 
-# %% ../nbs/41_statistics.ipynb #4a906ff1
+# %% ../nbs/41_statistics.ipynb #676893c4
 def wins_losses(
     score: np.ndarray, # Seeds × problems
     reference: np.ndarray, # Seeds × the same problems
@@ -214,10 +220,12 @@ def paired_test(
     n_boot: int = 10_000,
     seed: int = 0,
     pool: Sequence[np.ndarray] = (), # As for `difference`
+    graded: bool = False,
 ) -> float: # p, two-sided
     "Is there a difference? McNemar's exact test for one answer each, else how deep zero lies among the resamples"
     sides = _paired(score, reference)
-    return mcnemar(*wins_losses(*sides)) if _single(*sides) else _p(_drawn(sides, n_boot, seed, pool))
+    if _single(*sides): return mcnemar(*wins_losses(*sides))
+    return _p(_drawn(sides, n_boot, seed, pool, graded))
 
 # %% ../nbs/41_statistics.ipynb #fe98d7e8
 def holm(
@@ -276,13 +284,12 @@ def equivalence(
     drawn = _drawn(sides, n_boot, seed, pool)
     return *_ends(drawn, float(sides[0].mean() - sides[1].mean()), 0.9), _equivalence(drawn, margin)
 
-# %% ../nbs/41_statistics.ipynb #f3aa27c2
-def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, n_boot: int, seed: int) -> dict:
+# %% ../nbs/41_statistics.ipynb #01fee95f
+def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Series, n_boot: int, seed: int) -> dict:
     "What `summarise` says of one variant's rows on one benchmark"
     seeds, n = score.shape
     samples = len(rows) // score.size
     accuracy, low, high = accuracy_interval(score, n_boot, seed)
-    clusters = rows.drop_duplicates("problem_id").sort_values("problem_id").cluster
     return {
         "student": rows.student.iloc[0], "variant": variant, "benchmark": rows.benchmark.iloc[0], "n": n,
         "seeds": seeds, "samples": samples, "accuracy": accuracy, "ci_low": low, "ci_high": high,
@@ -300,9 +307,11 @@ def summarise(
 ) -> pd.DataFrame: # One row per student, benchmark and variant; raises InputError as `check_predictions` does
     "Accuracies with their intervals and standard errors, in the order of the paper's table"
     check_predictions(predictions)
-    return pd.DataFrame([_row(variant, arrays[variant], rows[rows.variant == variant], n_boot, seed)
-                         for _, rows in predictions.groupby(["student", "benchmark"], sort=False)
-                         for arrays in [scores(rows)] for variant in ordered(arrays)])
+    short = predictions.drop(columns=["output", "answer"], errors="ignore") # of which the tables need nothing
+    return pd.DataFrame([_row(variant, arrays[variant], rows[rows.variant == variant], clusters, n_boot, seed)
+                         for _, rows in short.groupby(["student", "benchmark"], sort=False)
+                         for arrays, clusters in [(scores(rows), rows.groupby("problem_id").cluster.first())]
+                         for variant in ordered(arrays)])
 
 # %% ../nbs/41_statistics.ipynb #7130e167
 PAIRS = ( # variant, reference
@@ -342,13 +351,3 @@ def comparisons(
             if variant in arrays and reference in arrays]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     return table.assign(p_holm=holm(table.p))
-
-# %% ../nbs/41_statistics.ipynb #720559b2
-def _interval(resampled: np.ndarray, estimate: float, n: int, outcomes: tuple[float, float], level: float):
-    "Percentile interval; where no resample differs, what the problems not seen could still change"
-    if np.ptp(resampled) > 1e-12:
-        return tuple(float(q) for q in np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]))
-    from scipy.stats import binomtest
-    unseen = binomtest(0, n).proportion_ci(level, method="wilson").high
-    lowest, highest = outcomes
-    return float(estimate - unseen * (estimate - lowest)), float(estimate + unseen * (highest - estimate))

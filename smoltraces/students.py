@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['EMBEDDED', 'cache_folder', 'embedded_student', 'locate', 'prepare', 'loss_text', 'plot_loss', 'finetune']
 
-# %% ../nbs/30_students.ipynb #83538817
+# %% ../nbs/30_students.ipynb #ef157754
 import fcntl
 import importlib.util
 import logging
@@ -19,7 +19,7 @@ import pandas as pd
 
 from .files import atomic, read_json, sha256, write_json, write_parquet
 from .settings import InputError, Settings, needs, slug, versions
-from .traces import load_variant, messages
+from .traces import TEMPLATE, load_variant, messages
 
 # %% ../nbs/30_students.ipynb #c16d7eef
 EMBEDDED = ("embedded/smollm2-135m-instruct", "embedded/random-llama")
@@ -120,7 +120,7 @@ def locate(
                              "or name a local folder.")
     return student
 
-# %% ../nbs/30_students.ipynb #081054fa
+# %% ../nbs/30_students.ipynb #b533d318
 def prepare(cfg: Settings):
     "What must be set before torch, unsloth and the hub client are imported or used"
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth"))
@@ -157,9 +157,9 @@ def _conversations(rows: pd.DataFrame, tokenizer, max_length: int):
     pairs, longest = [], 0
     for row in rows.to_dict("records"):
         *prompt, answer = messages(row)
-        n = len(tokenizer.apply_chat_template([*prompt, answer], tokenize=True)["input_ids"])
+        n = len(tokenizer.apply_chat_template([*prompt, answer], tokenize=True, **TEMPLATE)["input_ids"])
         longest = max(longest, n)
-        if n <= max_length: pairs.append({"prompt": prompt, "completion": [answer]})
+        if n <= max_length: pairs.append({"prompt": prompt, "completion": [answer], "chat_template_kwargs": TEMPLATE})
     if not pairs: raise InputError(f"Every training row is longer than max_length = {max_length} tokens (the longest "
                                    f"has {longest}): raise max_length.")
     return Dataset.from_list(pairs), len(rows) - len(pairs)

@@ -1,5 +1,9 @@
 """Decoding gives what transformers' `generate` gives, whatever the batch, the window or the tokens that end."""
+import re
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,3 +220,12 @@ def test_what_cannot_be_answered(student):
     with pytest.raises(ZeroDivisionError): list(answers(model, tokenizer, ["a"], 8, 2)) # a bug is no lack of memory
     hook.remove()
     assert list(answers(model, tokenizer, [], 8, 2)) == []
+
+
+def test_the_measure_for_a_gpu_runs():
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "benchmarks" / "evaluation.py", "gpu", "--student",
+         "embedded/random-llama", "--problems", "6", "--tokens", "4", "--sizes", "2,4", "--threads", "1"],
+        capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(r"ours is \d+\.\d\d × generate, each at its best batch \([24] and [24]\)", done.stdout)

@@ -57,8 +57,11 @@ def test_every_file_of_the_contract(smoke):
     results = pd.read_parquet(o / "results.parquet")
     assert len(results) == 12 and {"n", "seeds", "accuracy", "ci_low", "ci_high"} <= set(results.columns)
     assert (results["ci_low"] <= results["accuracy"]).all() and (results["accuracy"] <= results["ci_high"]).all()
+    pairs, claims = (pd.read_parquet(o / f"{name}.parquet") for name in ("comparisons", "claims"))
+    assert len(pairs) == 20 and (pairs["p"] <= pairs["p_holm"]).all() and set(pairs["n"]) == {8, 4}
+    assert set(claims["verdict"]) <= {"supported", "refused", "undecided", "not run"} and len(claims)
     assert (o / "report.html").stat().st_size > 10_000
-    for kind, endings in (("tables", "csv md tex"), ("figures", "png svg")):
+    for kind, endings in (("tables", "csv md tex"), ("figures", "png svg pdf")):
         for ending in endings.split(): assert list((o / kind).glob(f"*.{ending}")), (kind, ending)
     assert len(list((o / "notebooks").glob("*.ipynb"))) == len(plan(settings)) == 15
 

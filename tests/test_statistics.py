@@ -78,7 +78,7 @@ def test_an_interval_of_one_run_holds_the_truth(n, share):
     "2,000 draws; the result of each is a number of right answers, so no interval is computed twice"
     counts, times = np.unique(np.random.default_rng(7).binomial(n, share, size=2000), return_counts=True)
     place = np.arange(n)
-    ends = np.array([accuracy_interval(place < count, 2000)[1:] for count in counts])
+    ends = np.array([accuracy_interval(place < count, 1000)[1:] for count in counts])
     held = times[(ends[:, 0] <= share) & (share <= ends[:, 1])].sum() / 2000
     assert 0.93 <= held <= (0.985 if n == 30 and share in (0.1, 0.9) else 0.97)  # 0.974 or 0.932, whatever the method
 

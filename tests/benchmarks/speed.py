@@ -4,7 +4,6 @@ setup    a fresh clone to a ready environment (`make .venv/ready`), and once mor
 import   `import smoltraces` as a ratio of an interpreter that imports nothing, in the same run
 smoke    `reproduce --profile smoke`, then a rerun as a ratio of it
 laptop   the same for the laptop profile
-generate batches that shrink (`evaluation.greedy`) as a ratio of transformers' `generate`, the same prompts
 threads  generation by two processes of one thread as a ratio of one process of two threads
 test     `make test`
 """
@@ -58,29 +57,6 @@ def profile(name: str, limit: float, folder: Path):
     show(f"{name}, finished before", again := seconds(*command, cwd=folder), 10, (again / first, name))
 
 
-def generate(folder: Path):
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    from smoltraces.evaluation import greedy
-    from smoltraces.problems import embedded_problems
-    from smoltraces.students import embedded_student
-    torch.set_num_threads(1)
-    student = embedded_student("embedded/smollm2-135m-instruct")
-    model = AutoModelForCausalLM.from_pretrained(student)
-    tokenizer = AutoTokenizer.from_pretrained(student, padding_side="left")
-    questions = embedded_problems(("chain_sum", "simple_equations"), 1, 32, 1).query("split == 'embedded'")["question"]
-    prompts = [tokenizer.apply_chat_template([{"role": "user", "content": q}], tokenize=False,
-                                             add_generation_prompt=True) for q in questions]
-    batch = tokenizer(prompts, return_tensors="pt", padding=True)
-    start = time.perf_counter()
-    model.generate(**batch, max_new_tokens=160, do_sample=False)
-    theirs, start = time.perf_counter() - start, time.perf_counter()
-    greedy(model, batch["input_ids"], batch["attention_mask"], 160, tokenizer.eos_token_id, tokenizer.pad_token_id)
-    ours = time.perf_counter() - start
-    show("shrinking batches, 32 problems", ours, ratio=(ours / theirs, "transformers' generate"))
-
-
 def threads(folder: Path):
     from smoltraces.students import embedded_student
     student = embedded_student("embedded/smollm2-135m-instruct")
@@ -101,7 +77,7 @@ def test(folder: Path): show("make test", seconds("make", "test", cwd=ROOT), 900
 
 if __name__ == "__main__":
     measures = {"setup": setup, "import": import_, "smoke": lambda f: profile("smoke", 240, f),
-                "laptop": lambda f: profile("laptop", 1800, f), "generate": generate, "threads": threads, "test": test}
+                "laptop": lambda f: profile("laptop", 1800, f), "threads": threads, "test": test}
     for name in sys.argv[1:] or measures:
         if name not in measures: sys.exit(f"Unknown measure {name!r}: choose from {', '.join(measures)}.")
         with tempfile.TemporaryDirectory() as folder: measures[name](Path(folder))
