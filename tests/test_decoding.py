@@ -124,7 +124,7 @@ def test_longest_first_and_as_soon_as_it_ends():
     steps, told = [], []
     model.register_forward_pre_hook(lambda *_, **__: steps.append(1))
     for _, answer in answers(model, Letters(), asked, 30, 20): told.append((answer.n_tokens, len(steps)))
-    assert all(n == step for n, step in told) and told[0] < told[-1]
+    assert len({step - n for n, step in told}) == 1 and told == sorted(told) and told[0] < told[-1] # at its own step
 
 
 def test_no_row_is_computed_for_long_after_it_ended():
