@@ -32,7 +32,7 @@ def scores(
                          f"the {table.shape[1]} problems that others answered: evaluate {variant} again.")
     return {variant: table.loc[variant].to_numpy() for variant in table.index.unique("variant")}
 
-# %% ../nbs/41_statistics.ipynb #ee2c32fd
+# %% ../nbs/41_statistics.ipynb #54e47a8f
 def wilson(
     right: float, # Right answers
     n: int, # Answers
@@ -40,7 +40,8 @@ def wilson(
 ) -> tuple[float, float]: # Ends of the interval, 0 to 1
     "Wilson's score interval of a share"
     from statsmodels.stats.proportion import proportion_confint
-    return tuple(map(float, proportion_confint(right, n, alpha=1 - level, method="wilson")))
+    low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
+    return min(float(low), right / n), max(float(high), right / n) # at 0 and at n they miss it by rounding
 
 # %% ../nbs/41_statistics.ipynb #9f3c2830
 @functools.lru_cache(maxsize=3) # one entry a benchmark

@@ -117,6 +117,7 @@ def test_wilson(right, n):
     from scipy.stats import binomtest
     theirs = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson(right, n) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert wilson(right, n)[0] <= right / n <= wilson(right, n)[1]
     low, high = accuracy_interval(np.arange(n) < right)[1:]
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=0.02)  # the bootstrap is near it
 
