@@ -25,8 +25,8 @@ lock: .venv/ready
 reference:
 	rm -rf outputs/reference/$(PROFILE)
 	mkdir -p outputs/reference/$(PROFILE)/data
-	cd outputs/$(PROFILE) && cp -r tables figures notebooks runs predictions style results.parquet report.html \
-		../reference/$(PROFILE) && cp data/manifest.json ../reference/$(PROFILE)/data && cp -r problems ../reference/$(PROFILE)
+	cd outputs/$(PROFILE) && cp data/manifest.json ../reference/$(PROFILE)/data && cp -r problems tables figures notebooks \
+		runs predictions style results.parquet comparisons.parquet claims.parquet report.html ../reference/$(PROFILE)
 
 readme: .venv/ready
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output-dir . --output README nbs/index.ipynb
