@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Result', 'isolation', 'run_each', 'run', 'same_output', 'same_value', 'passes']
 
-# %% ../nbs/05_sandbox.ipynb #b88dca64
+# %% ../nbs/05_sandbox.ipynb #18021a9d
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from .settings import InputError
 
-# %% ../nbs/05_sandbox.ipynb #0d07330f
+# %% ../nbs/05_sandbox.ipynb #a1b073e8
 _environment = {"LANG": "C.UTF-8", "LD_LIBRARY_PATH": "/python/lib", "PYTHONUTF8": "1", "PYTHONHASHSEED": "0",
                 "PYTHONNOUSERSITE": "1", "PYTHONDONTWRITEBYTECODE": "1", "MALLOC_ARENA_MAX": "2"}
 
@@ -45,11 +46,14 @@ def _tree() -> dict[str, list]: # binds: (here, there); hidden: folders shown em
             "links": [(os.readlink(here), here) for here in system if os.path.islink(here)]}
 
 
+_numbers = itertools.count()
+
+
 def _spare_uid() -> int: # 0 where we are not root
-    "A user who owns nothing, another one for each process of ours: some limits count by user"
+    "A user who owns nothing, another one for each sandbox: some limits count by user"
     if os.getuid(): return 0
     first, _, count = (int(n) for n in Path("/proc/self/uid_map").read_text().split()[-3:])
-    return first + count - 2 - os.getpid() % min(count // 4, 2**24)
+    return first + count - 2 - (os.getpid() * 2**10 + next(_numbers)) % min(count // 4, 2**24)
 
 # %% ../nbs/05_sandbox.ipynb #5e5cda85
 def _command(
