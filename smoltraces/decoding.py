@@ -117,7 +117,7 @@ def choose(
     place = torch.searchsorted(reached, noise[:, None] * total, right=True)
     return place.minimum(torch.searchsorted(reached, total))[:, 0]
 
-# %% ../nbs/32_decoding.ipynb #1a059d8e
+# %% ../nbs/32_decoding.ipynb #425a302b
 class Answer(NamedTuple):
     "What a model wrote"
     output: str # Without special tokens
@@ -144,6 +144,7 @@ class _Batch:
     limit: int # tokens of an answer at most
     temperature: float
     top_p: float
+    heard: Callable[[int, int], None] # told each token
     rows: list[_Row] = field(default_factory=list)
     cache: Any = None
 
@@ -162,6 +163,7 @@ class _Batch:
         for row, token in zip(rows, choose(logits, noise, self.temperature, self.top_p).tolist(), strict=True):
             if row.done: continue
             row.tokens.append(token)
+            self.heard(row.index, token)
             row.done = token in self.ends or len(row.tokens) == self.limit
             if row.done: ended.append(row)
         return ended
@@ -217,7 +219,7 @@ def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
             yield from batch.change([queue.popleft() for _ in range(free)])
         else: yield from batch.step()
 
-# %% ../nbs/32_decoding.ipynb #94a42e13
+# %% ../nbs/32_decoding.ipynb #d6cc258d
 _full = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # in the words of torch's allocators
 
 
@@ -244,6 +246,7 @@ def answers(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
     shrunk: Callable[[int], None] = lambda size: None, # Told the new batch size when memory ran out
+    heard: Callable[[int, int], None] = lambda i, token: None, # Told each token as it comes, with its prompt's index
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
     "Answer all prompts; raises InputError where a single one does not fit"
     import torch
@@ -255,7 +258,7 @@ def answers(
     with _frugal(model):
         while todo:
             queue = deque(_Row(i, ids[i], np.random.default_rng(seeds[i]) if temperature else None) for i in todo)
-            batch = _Batch(model, ends, max_new_tokens, temperature, top_p)
+            batch = _Batch(model, ends, max_new_tokens, temperature, top_p, heard)
             try:
                 for row in stream(batch, queue, size):
                     todo.remove(row.index)

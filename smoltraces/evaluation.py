@@ -185,7 +185,7 @@ def predictions_of(
                       "correct": correct, "cluster": clusters[i], "revision": revision})
     return pd.DataFrame(found, columns=prediction_schema.names)
 
-# %% ../nbs/33_evaluation.ipynb #59b3ed08
+# %% ../nbs/33_evaluation.ipynb #c9cb760b
 def _code(*modules: str) -> str:
     "Hash of some of this package's modules"
     source = b"".join((files("smoltraces") / f"{module}.py").read_bytes() for module in modules)
@@ -198,7 +198,7 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
     sampling = {"max_new_tokens": cfg.max_new_tokens, "temperature": cfg.eval_temperature, "top_p": cfg.eval_top_p,
                 "samples": cfg.eval_samples, "seed": seed}
     found = {"task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling,
-             "code": _code("backends", "decoding"), "versions": versions(*backend.versions)}
+             "code": _code("backends", "decoding", "weights"), "versions": versions(*backend.versions)}
     return json.loads(json.dumps(found))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIELDS', 'TRACES', 'CITATION', 'checked_manifest', 'without_paths', 'records', 'card', 'stage', 'reload', 'publish']
 
-# %% ../nbs/16_publish.ipynb #65e3fc78
+# %% ../nbs/16_publish.ipynb #83d194a7
 import os
 import re
 import shutil
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from .files import atomic, read_json, sha256, write_json, write_text
+from .hub import push, token_for
 from .settings import InputError, Settings, load_settings
 from .traces import SYSTEM, trace_schema
 
@@ -314,7 +315,7 @@ def reload(
 
 def _ids(file: Path) -> list[str]: return pq.read_table(file, columns=["id"])["id"].to_pylist()
 
-# %% ../nbs/16_publish.ipynb #a4995a8b
+# %% ../nbs/16_publish.ipynb #1c46c4ca
 def publish(
     cfg: Settings,
     repo_id: str, # e.g. ana/smoltraces-laptop
@@ -325,38 +326,9 @@ def publish(
     if cfg.offline:
         raise InputError("The run is offline: set offline = false to publish, or stage a local copy with --stage "
                          "FOLDER.")
-    if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", repo_id, re.ASCII):
-        raise InputError(f"{repo_id!r} is not the name of a repository: write USER/NAME.")
-    token = os.environ.get(token_name, "").strip()
-    if not token or not token.isascii() or not token.isprintable():
-        raise InputError(f"{token_name} {'holds no token' if token else 'is not set'}: put a token with write access "
-                         f"to {repo_id} into that environment variable.")
+    token_for(repo_id, token_name)
     with tempfile.TemporaryDirectory(dir=cfg.path()) as scratch:
         folder = stage(cfg, Path(scratch, "dataset"), repo_id)
         reload(folder)
-        return _push(folder, repo_id, private, token, token_name, f"Training sets of the profile {cfg.profile}")
-
-
-def _push(folder: Path, repo_id: str, private: bool, token: str, token_name: str, message: str) -> str:
-    import httpx
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-    api, what = HfApi(token=token), dict(repo_id=repo_id, repo_type="dataset")
-    try:
-        api.create_repo(**what, private=private, exist_ok=True)
-        if private and not api.repo_info(**what).private:
-            raise InputError(f"{repo_id} exists and is public: make it private on the hub, name another repository, or "
-                             "publish with private=False.")
-        done = api.upload_folder(**what, folder_path=folder, delete_patterns=["data/**"], commit_message=message)
-        return str(done.commit_url)
-    except HfHubHTTPError as e:
-        status = e.response.status_code if e.response is not None else 0
-        why = {401: f"does not know the token in {token_name}: make a new one with write access",
-               403: f"does not let the token in {token_name} write to {repo_id}: give it write access",
-               404: f"does not find {repo_id}, or the token in {token_name} may not see it: check both"}
-        raise InputError(f"The hub {why.get(status, f'answered with status {status}: try again later')}.") from None
-    except OfflineModeIsEnabled:
-        raise InputError("HF_HUB_OFFLINE is set, so the hub is not asked for anything: unset it to publish.") from None
-    except (OSError, RuntimeError, httpx.HTTPError) as e:
-        raise InputError(f"The push to {repo_id} broke off ({type(e).__name__}): check the connection and run it "
-                         "again; what was pushed is not pushed twice.") from None
+        return push(folder, repo_id, "dataset", f"Training sets of the profile {cfg.profile}", private, token_name,
+                    replaced="data/**")

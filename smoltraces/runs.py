@@ -29,7 +29,7 @@ from .settings import InputError, Settings, load_settings, needs, slug, versions
 from .store import glance
 from .students import locate
 
-# %% ../nbs/50_runs.ipynb #e99cf681
+# %% ../nbs/50_runs.ipynb #24589cb6
 @dataclass(frozen=True)
 class Stage:
     "One execution of an experiment notebook"
@@ -53,7 +53,8 @@ TEACHER = ("Base", "HC") # the teacher with the benchmark's own prompt, and with
 _data = ("source", "tasks", "corpora", "n_problems", "near_duplicate", "decontaminate", "overlap_words",
          "overlap_least", "n_train", "n_test", "n_hard", "data_seed", "variants", "teacher_rlm", "teacher_lm",
          "teacher_wrong", "temperature", "teacher_max_tokens", "samples", "unsafe_code")
-_train = ("method", "learning_rate", "epochs", "batch_size", "warmup_ratio", "weight_decay", "max_length", "threads")
+_train = ("method", "engine", "learning_rate", "epochs", "batch_size", "warmup_ratio", "weight_decay", "lora_rank",
+          "lora_alpha", "max_length", "too_long", "think", "precision", "holdout", "merge", "threads")
 _answer = ("benchmarks", "backend", "max_new_tokens", "eval_batch_size", "eval_samples", "eval_temperature",
            "eval_top_p", "threads")
 _all = ("students", "variants", "seeds", "benchmarks", "bootstrap", "data_seed") # of the stages that read predictions
@@ -248,17 +249,16 @@ def _execute(cfg: Settings, stage: Stage, before: dict, overrides: dict, scratch
         "versions": versions("smoltraces", "torch", "transformers", "trl", "unsloth", "lm-eval", "reasoning-gym")})
     return seconds
 
-# %% ../nbs/50_runs.ipynb #87a06ffd
+# %% ../nbs/50_runs.ipynb #065edd40
 @contextlib.contextmanager
 def _alone(cfg: Settings):
-    "One run a profile at a time; clears what a killed run left half-written"
+    "One run a profile at a time; clears what a killed run left half-written, but for checkpoints"
     cfg.path().mkdir(parents=True, exist_ok=True)
     with open(cfg.path(".lock"), "a") as f: # opened to append, so that a rerun leaves even its time alone
         try: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError: raise InputError(f"Another run is writing {cfg.out}/{cfg.profile}: wait for it, or set `out` "
                                          "to another folder.") from None
-        for pattern in (".*.partial", ".*.trainer"):
-            for left in cfg.path().rglob(pattern): shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in cfg.path().rglob(".*.partial"): shutil.rmtree(left) if left.is_dir() else left.unlink()
         yield
 
 
