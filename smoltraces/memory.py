@@ -92,7 +92,7 @@ def shape(
         raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}): name a "
                          "causal language model.") from None
 
-# %% ../nbs/34_memory.ipynb #43149329
+# %% ../nbs/34_memory.ipynb #8c0dd827
 METHODS = ("full", "lora", "qlora")
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -144,8 +144,8 @@ def _on_cpu(s: Shape, length: int, rows: int, method: str) -> tuple[float, float
     return activations, 3 * 2**26, GB # logits in chunks of 64 MB; libraries of 1 GB
 
 
-def _on_gpu(s: Shape, length: int, rows: int, bytes_: int, engine: str, held: float, trained: float,
-            free: float) -> tuple[float, float, float]:
+def _on_gpu(s: Shape, length: int, rows: int, bytes_: int, engine: str, held: float, free: float
+            ) -> tuple[float, float, float]:
     tokens, alone = rows * length, engine == "trl"
     inputs = (s.layers if alone else 2) * s.hidden * tokens * bytes_
     layer = 2 * bytes_ * saved(s, length, rows, masked=False) + 16 * s.hidden * tokens # and gradients; float32 norms
@@ -153,8 +153,7 @@ def _on_gpu(s: Shape, length: int, rows: int, bytes_: int, engine: str, held: fl
     context = 0.8 * GB + 0.05 * (held + activations)
     free -= held + activations + context
     logits = min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)) # half of what is free, 4 GB at most
-    after = max(0, 4 * trained - activations - logits) # AdamW takes a number more for each weight, when these are gone
-    return activations, logits, context + after
+    return activations, logits, context
 
 
 def estimate(
@@ -178,7 +177,7 @@ def estimate(
     held = weights + 12 * trained
     if shards > 1: held += 2 * bytes_ * (s.embeddings + 2 * s.parameters // s.layers) # gathered to be used
     if device == "cpu": activations, logits, workspace = _on_cpu(s, length, rows, method)
-    else: activations, logits, workspace = _on_gpu(s, length, rows, bytes_, engine, held, trained, room * GB)
+    else: activations, logits, workspace = _on_gpu(s, length, rows, bytes_, engine, held, room * GB)
     workspace += held - weights - 12 * trained
     return Memory(*(n / GB for n in (weights, 4 * trained, 8 * trained, activations, logits, workspace)))
 

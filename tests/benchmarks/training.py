@@ -105,7 +105,7 @@ def plain(job: dict, rows, scratch: Path):
 
 def resident(kind: str) -> float:
     "GB of RAM this process holds (VmRSS), or held at most since `forget_peak` (VmHWM)"
-    return next(int(line.split()[1]) * 1024 / 1e9 for line in open("/proc/self/status") if line.startswith(kind))
+    return next(int(line.split()[1]) / 2**20 for line in open("/proc/self/status") if line.startswith(kind))
 
 
 def forget_peak():
@@ -119,7 +119,7 @@ def peaks() -> dict:
     import torch
     if not torch.cuda.is_available(): return {"memory": resident("VmHWM"), "device": resident("VmHWM")}
     free, total = torch.cuda.mem_get_info()
-    return {"memory": torch.cuda.max_memory_allocated() / 1e9, "device": (total - free) / 1e9}
+    return {"memory": torch.cuda.max_memory_allocated() / 2**30, "device": (total - free) / 2**30}
 
 
 def model_flops(config, lengths: list[int], trained: int | None) -> float:
