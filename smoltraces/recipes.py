@@ -44,16 +44,16 @@ def learning_rate(
     raise InputError(f"No learning rate is known for {student}: set learning_rate, e.g. 1e-5 for a model of 32B and "
                      "6e-5 for one of 3B.")
 
-# %% ../nbs/30_recipes.ipynb #70f43d9d
+# %% ../nbs/30_recipes.ipynb #e006ec53
 OPEN = {
     "method": "full or LoRA is not stated: full is the plainest reading; LoRA and QLoRA where memory is short",
-    "warmup_ratio": "0.1: the first steps of a fresh AdamW are its noisiest",
-    "weight_decay": "0: a few epochs over verified rows are no reason to pull pretrained weights to zero",
+    "warmup_ratio": "the first steps of a fresh AdamW are its noisiest",
+    "weight_decay": "a few epochs over verified rows are little reason to pull pretrained weights to zero",
     "batch_size": "rows in one optimizer step; the paper's 8 GPUs suggest tens, a laptop takes 4",
-    "max_length": "tokens; the histogram of 3_finetune shows how many rows each length would lose",
-    "too_long": "drop: a trace cut in its middle teaches to stop thinking",
-    "lora_rank": "32, with lora_alpha twice that, on every linear layer",
-    "think": "text: the tokenizers of the three students know no <think>, and plain text needs no new embedding"}
+    "max_length": "in tokens; the histogram of 3_finetune shows how many rows each length would lose",
+    "too_long": "a trace cut in its middle teaches to stop thinking, so such rows are dropped rather",
+    "lora_rank": "on every linear layer; lora_alpha is twice that by default",
+    "think": "the students' tokenizers know no `<think>`; as plain text it needs no new embedding"}
 
 
 class Table(dict):
