@@ -207,7 +207,7 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
     scratch.mkdir(parents=True, exist_ok=True)
     write_json(scratch / "basis.json", basis)
 
-# %% ../nbs/36_training.ipynb #dc41dac7
+# %% ../nbs/36_training.ipynb #9a213e5e
 def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path,
            show) -> dict | None:
     "Train, leave the weights in `scratch`/final, and return the facts; None in all processes but the first"
@@ -242,7 +242,7 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
             "memory_gb": round(float(log["memory_gb"].max()), 2), "engine": how.engine, "why": how.why,
             "processes": how.processes,
             "sharded": how.sharded, "micro_batch_size": how.micro, "packed": how.packed,
-            "precision": how.precision, "device": _device(),
+            "precision": how.precision, "device": _device(), "cores": os.cpu_count(),
             "versions": versions("torch", "transformers", "trl", "peft", "unsloth")}
 
 
@@ -308,7 +308,7 @@ def _child():
         raise SystemExit(2) from None
     if facts: write_json(scratch / "facts.json", facts)
 
-# %% ../nbs/36_training.ipynb #4b95a5cd
+# %% ../nbs/36_training.ipynb #96f9c949
 def finetune(
     cfg: Settings,
     student: str, # A name that `locate` knows
@@ -323,7 +323,8 @@ def finetune(
     prepare(cfg)
     folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
     scratch = folder.with_name(f".{folder.name}.checkpoints")
-    _open_scratch(cfg, scratch, _basis(cfg, student, variant, seed, rows))
+    basis = _basis(cfg, student, variant, seed, rows)
+    _open_scratch(cfg, scratch, basis)
     how = layout(cfg)
     check_fits(cfg, student, _longest(cfg, student, rows))
     show = Show(f"{variant}, seed {seed}")
@@ -331,7 +332,7 @@ def finetune(
     finally: show.close()
     _let_go()
     if cfg.merge and cfg.method != "full": merge(cfg, student, scratch / "final")
-    write_json(scratch / "final" / "training.json", facts)
+    write_json(scratch / "final" / "training.json", {**facts, "rows_sha256": basis["rows"]})
     (scratch / "final" / "README.md").write_text(card(facts, len(rows)), encoding="utf-8")
     with atomic(folder) as temporary: (scratch / "final").rename(temporary)
     shutil.rmtree(scratch)
