@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['order', 'hold_out', 'tokenizer_of', 'load', 'trainer_of', 'finetune']
 
-# %% ../nbs/36_training.ipynb #01f32170
+# %% ../nbs/36_training.ipynb #9434996f
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -142,7 +143,7 @@ def load(
     model, tokenizer = (_with_unsloth if how.engine == "unsloth" else _with_trl)(cfg, student, seed, how)
     return model, _checked(tokenizer, student)
 
-# %% ../nbs/36_training.ipynb #c1a55483
+# %% ../nbs/36_training.ipynb #b0b401ae
 def trainer_of(
     cfg: Settings,
     model,
@@ -166,9 +167,9 @@ def trainer_of(
     if how.sharded: more = {"gradient_checkpointing": False, "fsdp": True,
                             "fsdp_config": {"version": 2, "activation_checkpointing": again}}
     args = SFTConfig(
-        output_dir=str(scratch), run_name=name, num_train_epochs=1, train_sampling_strategy="sequential",
-        per_device_train_batch_size=how.micro, gradient_accumulation_steps=how.accumulated, learning_rate=rate,
-        lr_scheduler_type="cosine", warmup_steps=cfg.warmup_ratio, weight_decay=cfg.weight_decay,
+        output_dir=str(scratch), project="smoltraces", run_name=name, num_train_epochs=1,
+        train_sampling_strategy="sequential", per_device_train_batch_size=how.micro,
+        gradient_accumulation_steps=how.accumulated, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=cfg.warmup_ratio, weight_decay=cfg.weight_decay,
         optim="adamw_torch_fused" if gpu else "adamw_torch",
         max_length=None if how.packed else cfg.max_length, padding_free=how.packed, seed=seed, data_seed=seed,
         dataset_kwargs={"skip_prepare_dataset": True}, completion_only_loss=False, dataset_num_proc=1,
@@ -207,7 +208,7 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
     scratch.mkdir(parents=True, exist_ok=True)
     write_json(scratch / "basis.json", basis)
 
-# %% ../nbs/36_training.ipynb #9a213e5e
+# %% ../nbs/36_training.ipynb #52b5e5fa
 def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path,
            show) -> dict | None:
     "Train, leave the weights in `scratch`/final, and return the facts; None in all processes but the first"
@@ -217,11 +218,12 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
     train, held = hold_out(rows, cfg.holdout)
     encoded, counts = encode(train, tokenizer, cfg.max_length, cfg.too_long)
     kept_out = encode(held, tokenizer, cfg.max_length, cfg.too_long)[0] if len(held) else None
+    name = f"{slug(student)}-{variant}-seed-{seed}"
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(cfg.path("curves", name)) # which it only takes from there
     names = {tuple(ids): id for ids, id in zip(encoded["input_ids"], encoded["id"], strict=True)}
     taken = encoded.select(order(np.array(encoded["length"]), cfg.epochs, cfg.batch_size, seed))
     trainer = trainer_of(cfg, model, tokenizer, taken.select_columns(["input_ids", "labels"]),
-                         kept_out and kept_out.select_columns(["input_ids", "labels"]), how, rate, seed, scratch,
-                         f"{slug(student)}-{variant}-seed-{seed}")
+                         kept_out and kept_out.select_columns(["input_ids", "labels"]), how, rate, seed, scratch, name)
     checkpoint = last_checkpoint(scratch)
     log = watched(checkpoint) if checkpoint else []
     tokens = guard(trainer, names, _less(cfg, how), lambda: _kept(scratch))
@@ -308,7 +310,7 @@ def _child():
         raise SystemExit(2) from None
     if facts: write_json(scratch / "facts.json", facts)
 
-# %% ../nbs/36_training.ipynb #96f9c949
+# %% ../nbs/36_training.ipynb #edede51a
 def finetune(
     cfg: Settings,
     student: str, # A name that `locate` knows
@@ -318,7 +320,7 @@ def finetune(
 ) -> Path: # Folder: weights or adapter (safetensors), tokenizer, log.parquet, training.json, README.md
     "Fine-tune `student` on `rows` and save it whole under `students/<student>/<variant>/seed-<n>`"
     for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
-    if cfg.report_to != "none": _needs_curves(cfg.report_to)
+    if cfg.report_to != "none": _check_curves(cfg)
     if cfg.push_to: token_for(f"{cfg.push_to}/student")
     prepare(cfg)
     folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
@@ -355,8 +357,9 @@ def _let_go():
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 
-def _needs_curves(module: str):
-    import importlib.util
-    if importlib.util.find_spec(module) is None:
-        raise InputError(f"report_to = {module} needs the package {module}: pip install {module}, or set report_to = "
-                         "none.")
+def _check_curves(cfg: Settings):
+    "Look for the package that curves are sent with"
+    needed = {"tensorboard": ("tensorboard", "tensorboardX")}.get(cfg.report_to, (cfg.report_to,))
+    if not any(map(importlib.util.find_spec, needed)):
+        raise InputError(f"report_to = {cfg.report_to} needs the package {needed[0]}: pip install {needed[0]}, or set "
+                         "report_to = none.")
