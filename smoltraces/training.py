@@ -143,7 +143,7 @@ def load(
     model, tokenizer = (_with_unsloth if how.engine == "unsloth" else _with_trl)(cfg, student, seed, how)
     return model, _checked(tokenizer, student)
 
-# %% ../nbs/36_training.ipynb #b0b401ae
+# %% ../nbs/36_training.ipynb #fe177ff3
 def trainer_of(
     cfg: Settings,
     model,
@@ -169,7 +169,8 @@ def trainer_of(
     args = SFTConfig(
         output_dir=str(scratch), project="smoltraces", run_name=name, num_train_epochs=1,
         train_sampling_strategy="sequential", per_device_train_batch_size=how.micro,
-        gradient_accumulation_steps=how.accumulated, learning_rate=rate, lr_scheduler_type="cosine", warmup_steps=cfg.warmup_ratio, weight_decay=cfg.weight_decay,
+        gradient_accumulation_steps=how.accumulated, learning_rate=rate, lr_scheduler_type="cosine",
+        warmup_steps=cfg.warmup_ratio, weight_decay=cfg.weight_decay,
         optim="adamw_torch_fused" if gpu else "adamw_torch",
         max_length=None if how.packed else cfg.max_length, padding_free=how.packed, seed=seed, data_seed=seed,
         dataset_kwargs={"skip_prepare_dataset": True}, completion_only_loss=False, dataset_num_proc=1,
