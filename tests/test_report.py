@@ -100,7 +100,7 @@ def run(folder, hostile: bool = False, **keys) -> Settings:
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory) -> Settings:
     return run(tmp_path_factory.mktemp("run"), benchmarks="embedded, embedded_hard, gpqa_diamond",
-               evaluate_teacher=True, learning_rate=1e-5, student_key=SECRET,
+               evaluate_teacher=True, learning_rate=1e-5, max_length=1023, student_key=SECRET,
                student_url=f"https://ana:{SECRET}@host/v1")
 
 
@@ -148,8 +148,8 @@ def test_cells_are_found_by_tag(tmp_path):
 def test_the_data_funnel_and_the_making(cfg, page):
     source = page.read_text()
     for word in ("1,234", "seed problems", "wrong answer 8", "emergent@1",  # funnel
-                 "learning_rate", "1e-05", "0.0002", "trl", "1.15.0", "a" * 16, "b" * 16, "d" * 64, "c" * 64, "f" * 64,
-                 "x86_64", "61.5", "gpt-4o", "cost_usd"): assert word in source, word
+                 "learning_rate", "1e-05", "1023", "1024", "trl", "1.15.0", "a" * 16, "b" * 16, "d" * 64, "c" * 64,
+                 "f" * 64, "x86_64", "61.5", "gpt-4o", "cost_usd"): assert word in source, word
     changed = source[source.index("<h3>Settings"):source.index("The other settings")]
     assert changed.index("learning_rate") < changed.index("n_train")
     assert "5_figures</" not in source  # its own record would change it when it is written again
