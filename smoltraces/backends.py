@@ -6,7 +6,7 @@
 __all__ = ['Backend', 'Asked', 'answer_seed', 'rendered', 'begun', 'Student', 'Transformers', 'Vllm', 'SealedStore', 'answer_of',
            'Unanswered', 'Api', 'is_teacher', 'backend_of']
 
-# %% ../nbs/33_backends.ipynb #007eaf3b
+# %% ../nbs/33_backends.ipynb #e3ca420d
 import hashlib
 import json
 from collections.abc import Iterator
@@ -16,14 +16,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-import pandas as pd
-
-from .asking import ask
+from .asking import Estimate, ask
 from .benchmarks import opened, prompt, seal, unseal
 from .decoding import Answer
 from .endpoint import Endpoint
 from .files import read_json, sha256
-from .problems import to_problems
+from .problems import Problem, problem_schema
 from .prompts import HARD_CODED, PLAIN, Prompt
 from .settings import InputError, Settings, needs, slug
 from .store import Request, Response, Store
@@ -214,7 +212,7 @@ def answer_of(
         output = f"<think>\n{r.thinking}" + ("" if cut else f"\n</think>\n\n{r.content}")
     return Answer(output, r.completion_tokens or 0, r.status == "truncated")
 
-# %% ../nbs/33_backends.ipynb #d1657c4b
+# %% ../nbs/33_backends.ipynb #c12a0452
 class Unanswered(InputError):
     "Some requests have no answer yet"
 
@@ -224,9 +222,15 @@ class Api:
     versions = ("openai", "lm-eval")
     durable = True
 
-    def __init__(self, cfg: Settings, endpoint: Endpoint, template: Prompt | None = None): # None: the benchmark's own
+    def __init__(
+        self,
+        cfg: Settings,
+        endpoint: Endpoint,
+        template: Prompt | None = None, # None: the benchmark's own
+        store: Store | None = None, # None: that of the settings
+    ):
         self.cfg, self.endpoint, self.template, self.cost = cfg, endpoint, template, 0.0
-        self._store, self._sealed = Store(store_path(cfg)), None
+        self._store, self._sealed = store or Store(store_path(cfg)), None
 
     def prompt(self, messages: list[dict[str, str]]) -> str: return json.dumps(messages, ensure_ascii=False)
 
@@ -246,21 +250,27 @@ class Api:
 
     def _request(self, row: dict, messages: list[dict[str, str]], sample: int) -> Request:
         cfg = self.cfg
-        if self.template: messages = self.template.messages(*to_problems(pd.DataFrame([opened(row)])))
+        if self.template:
+            known = opened(row)
+            messages = self.template.messages(Problem(**{name: known[name] for name in problem_schema.names}))
         sampling = {"temperature": cfg.eval_temperature, "max_tokens": cfg.max_new_tokens}
         if cfg.eval_temperature and cfg.eval_top_p < 1: sampling["top_p"] = cfg.eval_top_p
         return Request(self.endpoint.model, tuple(messages), sampling, sample)
 
-    def agree(self, wanted: dict[str, list[dict]]): # By benchmark, the problems to be asked
-        "Show what the answers will cost, and wait for a yes; raises Unconfirmed"
+    def due(self, wanted: dict[str, list[dict]]) -> dict[str, Estimate]: # Both by benchmark: problems to be asked; bill
+        "What the answers will cost that the store does not hold"
         due, k = {}, self.cfg.eval_samples
         for name, rows in wanted.items():
             some = Random(0).sample(rows, min(50, len(rows)))
             requests = [self._request(row, prompt(row), sample) for row in some for sample in range(k)]
             tokens = min((self.template or PLAIN).tokens, self.cfg.max_new_tokens)
-            estimate = unpaid(self.endpoint, requests, k * len(rows), tokens, self._store_of(rows[0]))
+            estimate = unpaid(self.endpoint, requests, k * len(rows), tokens, self._store)
             if estimate: due[name] = estimate
-        confirm(self.cfg, due, "The answers")
+        return due
+
+    def agree(self, wanted: dict[str, list[dict]]): # By benchmark, the problems to be asked
+        "Show what the answers will cost, and wait for a yes; raises Unconfirmed"
+        confirm(self.cfg, self.due(wanted), "The answers")
 
     def load(self): pass
 

@@ -6,14 +6,14 @@
 __all__ = ['atomic', 'write_text', 'write_json', 'read_json', 'write_parquet', 'read_parquet', 'parquet_writer', 'parquet_rows',
            'sha256']
 
-# %% ../nbs/01_files.ipynb #6b51316a
+# %% ../nbs/01_files.ipynb #72e4580a
 import errno
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -23,27 +23,55 @@ import pyarrow.parquet as pq
 
 from .settings import InputError
 
-# %% ../nbs/01_files.ipynb #d4ea1d09
+# %% ../nbs/01_files.ipynb #e348b5ba
+def _sync_one(path: Path):
+    file = os.open(path, os.O_RDONLY)
+    try: os.fsync(file)
+    finally: os.close(file)
+
+
+def _sync(path: Path):
+    "Have the disk hold a file, or a folder and all that is in it"
+    for each in path.rglob("*") if path.is_dir() else (): _sync_one(each)
+    _sync_one(path)
+
+
+_FULL, _CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def _why_not(error: Exception, path: Path) -> str | None:
+    "In words, where it is the disk that does not take a file; libraries tell of that in exceptions of their own"
+    number, name = getattr(error, "errno", None), Path(path).name
+    if number in _FULL or "No space left on device" in str(error):
+        return f"No disk space left to write {name}: free some and run again; nothing was kept of this file."
+    if number in _CLOSED:
+        return (f"{name} cannot be written ({os.strerror(number)}): make {_short(Path(path).parent)} writable, or set "
+                "`out` to another folder.")
+    return None
+
+
 @contextmanager
 def atomic(
     path: Path, # The file or folder that appears when the block ends without an error
+    durable: bool = True, # Whether it then survives a power cut too
 ) -> Iterator[Path]: # A temporary path in the same folder to write to
     "Write to a temporary path that replaces `path` when the block succeeds and disappears when it fails"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable: _sync(temporary)
         if temporary.is_dir() and path.exists(): shutil.rmtree(path)
         temporary.replace(path)
-    except Exception as e: # safetensors and Arrow tell of a full disk in their own exceptions
-        full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(e)
-        if not full: raise
-        raise InputError(f"No disk space left to write {path.name}: free some and run again; nothing was kept of "
-                         "this file.") from e
+        if durable: _sync_one(path.parent)
+    except Exception as e:
+        if why := _why_not(e, path): raise InputError(why) from e
+        raise
     finally:
-        if temporary.is_dir(): shutil.rmtree(temporary)
-        else: temporary.unlink(missing_ok=True)
+        with suppress(OSError): # on a disk that has become read-only
+            if temporary.is_dir(): shutil.rmtree(temporary)
+            else: temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> Path:

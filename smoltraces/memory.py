@@ -4,15 +4,20 @@
 
 # %% auto #0
 __all__ = ['GB', 'SHAPES', 'METHODS', 'PAPER', 'LENGTHS', 'Shape', 'shape_of', 'shape', 'Memory', 'saved', 'estimate',
-           'container_room', 'on_gpu', 'available', 'Fit', 'fit', 'check_fits', 'doctor_rows', 'needs_table',
-           'plot_needs']
+           'container_room', 'Card', 'cards', 'on_gpu', 'available', 'Fit', 'fit', 'check_fits', 'doctor_rows',
+           'needs_table', 'plot_needs']
 
-# %% ../nbs/34_memory.ipynb #de1929de
+# %% ../nbs/34_memory.ipynb #6da5904a
 import importlib.util
 import math
 import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from .files import read_json
 from .settings import InputError, Settings
@@ -181,7 +186,7 @@ def estimate(
     workspace += held - weights - 12 * trained
     return Memory(*(n / GB for n in (weights, 4 * trained, 8 * trained, activations, logits, workspace)))
 
-# %% ../nbs/34_memory.ipynb #7932f7d1
+# %% ../nbs/34_memory.ipynb #44f9db71
 def _number(path: Path) -> float:
     "The number in a file; infinity where there is none"
     try: return float(path.read_text().split()[0])
@@ -222,9 +227,34 @@ def _free_ram() -> float:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 # the rest is others'
 
 
+class Card(NamedTuple):
+    "A GPU"
+    name: str
+    gb: float
+    free: float # GB
+    driver: str # Its version
+
+
+@cache
+def cards() -> tuple[Card, ...]:
+    "The NVIDIA GPUs that programs may use here, as the driver's own tool tells: torch takes seconds to import"
+    tool, allowed = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None: return ()
+    asked = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"
+    try: told = subprocess.run([tool, *asked], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired): return ()
+    rows = [[part.strip() for part in line.split(",")] for line in told.stdout.splitlines()]
+    rows = [row for row in rows if len(row) == 6 and row[3].isdigit() and row[4].isdigit()]
+    if allowed is not None:
+        wanted = [part.strip() for part in allowed.split(",")]
+        rows = [row for part in wanted for row in rows if part and (part == row[0] or row[1].startswith(part))]
+    return tuple(Card(name, float(all_) / 1024, float(free) / 1024, driver) for _, _, name, all_, free, driver in rows)
+
+
 def on_gpu() -> bool:
-    "Whether training runs on an NVIDIA GPU here"
-    if importlib.util.find_spec("torch") is None: return False
+    "Whether training runs on a GPU here; torch is imported where a driver is there alone"
+    driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))) or shutil.which("nvidia-smi")
+    if "torch" not in sys.modules and not driver or importlib.util.find_spec("torch") is None: return False
     import torch
     return torch.cuda.is_available()
 
@@ -324,15 +354,19 @@ def check_fits(
     if not found.fits: raise InputError(found.sentence())
     return found.needs
 
-# %% ../nbs/34_memory.ipynb #a1061a49
+# %% ../nbs/34_memory.ipynb #fb736db4
 def doctor_rows(
     cfg: Settings,
+    found_cards: tuple[Card, ...] | None = None, # As `cards` finds them, instead of what torch finds
 ) -> list[dict]: # student, method, max_length, needs (GB), has (GB), device, fits, mend; None where nothing is known
     "Whether each student of a profile can be trained on this machine, and what to change where not"
-    rows = []
-    for student in cfg.students:
-        row = dict(student=student, method=cfg.method, max_length=cfg.max_length)
-        try: found = fit(cfg, student)
+    rows, how = [], {}
+    if found_cards is not None:
+        fullest = min(found_cards, key=lambda card: card.free, default=None)
+        how = dict(has=(fullest.free, fullest.name) if fullest else available("cpu"), gpus=len(found_cards))
+    for student, own in ((s, cfg.of(s)) for s in cfg.students):
+        row = dict(student=student, method=own.method, max_length=own.max_length)
+        try: found = fit(own, student, **how)
         except InputError as e: rows.append(row | dict(needs=None, has=None, device=None, fits=None, mend=str(e)))
         else: rows.append(row | dict(needs=round(found.needs.total, 1), has=round(found.has, 1), device=found.device,
                                      fits=found.fits, mend=found.mend))

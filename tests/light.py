@@ -1,0 +1,125 @@
+"""A project whose five notebooks are light: each writes what its stage has to write, as small files made from what it
+reads, and takes as long as it is told. For tests of what runs notebooks, not of what notebooks do."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from conftest import ROOT, environment
+
+SETUP = """
+import os, signal, sys, time
+from pathlib import Path
+from smoltraces.files import write_text, write_json, sha256, atomic
+from smoltraces.settings import from_notebook, slug
+cfg = from_notebook(globals())
+student = globals().get("student") or cfg.students[0]
+who = f"{student} {globals().get('variant', '')} {globals().get('seed', '')}"
+print("begin", who, flush=True)
+time.sleep(float(os.environ.get("LIGHT_SECONDS", "0.2")))
+if (spoil := os.environ.get("LIGHT_SPOIL", "")) and eval(spoil): exec(os.environ["LIGHT_HOW"])
+def of(*names): return "".join(sha256(cfg.path(n)) for n in names if cfg.path(n).exists())
+"""
+BODIES = {
+    "1_build_data": """
+for name in ("problems.parquet", "problems/funnel.json", *(f"data/{v}.parquet" for v in cfg.variants)):
+    write_text(cfg.path(name), f"{name} {cfg.n_train}")
+write_json(cfg.path("data", "manifest.json"), {"variants": {v: {"cost_usd": 0.5} for v in cfg.variants}})
+""",
+    "2_analyse_traces": """
+names = [f"style/{v}.parquet" for v in cfg.variants] if of_ == "teachers" else ["style/students.parquet"]
+for name in names: write_text(cfg.path(name), name + of(*(f"data/{v}.parquet" for v in cfg.variants)))
+""",
+    "3_finetune": """
+with atomic(cfg.path("students", slug(student), variant, f"seed-{seed}")) as folder:
+    folder.mkdir()
+    write_text(folder / "model.safetensors", who + of(f"data/{variant}.parquet") + str(cfg.epochs))
+""",
+    "4_evaluate": """
+place = ("students", slug(student), variant, f"seed-{seed}")
+for b in cfg.benchmark_names:
+    write_text(cfg.path("predictions", *place[1:], f"{b}.parquet"), who + b + of("problems.parquet", "/".join(place)))
+""",
+    "5_figures": """
+found = sorted(p.relative_to(cfg.path()).as_posix() for p in cfg.path("predictions").rglob("*.parquet"))
+for name in ("results.parquet", "comparisons.parquet", "claims.parquet", "report.html", "tables/a.md", "figures/a.svg"):
+    write_text(cfg.path(name), "\\n".join(found) + of(*found))
+"""}
+HEAD = {"2_analyse_traces": "of = None", "3_finetune": "student = None\nvariant = 'ST-HC'\nseed = 0",
+        "4_evaluate": "student = None\nvariant = 'ST-HC'\nseed = 0"}
+
+
+def light(folder: Path) -> Path:
+    "A project to run in"
+    (folder / "nbs" / "experiments").mkdir(parents=True)
+    for name, body in BODIES.items():
+        head = "profile = 'smoke'\n" + HEAD.get(name, "")
+        codes = [head, *(["of_ = of"] if name.startswith("2") else []), SETUP, body]
+        cells = [nbformat.v4.new_markdown_cell(f"# {name}"), *map(nbformat.v4.new_code_cell, codes)]
+        cells[1].metadata["tags"] = ["parameters"]
+        kernel = {"name": "python3", "language": "python", "display_name": "python3"}
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+        nbformat.write(notebook, folder / "nbs" / "experiments" / f"{name}.ipynb")
+    shutil.copy(ROOT / "settings.ini", folder)
+    return folder
+
+
+def start(folder: Path, *arguments: str, **extra) -> subprocess.Popen:
+    "A run in the background"
+    command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke", *arguments]
+    return subprocess.Popen(command, cwd=folder, env=environment(**extra), stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+def runs(folder: Path) -> Path: return folder / "outputs" / "smoke" / "runs"
+
+
+def records(folder: Path) -> dict[str, dict]:
+    "What finished stages left"
+    return {p.stem: json.loads(p.read_text()) for p in runs(folder).glob("*.json")
+            if p.name[0] != "." and not p.name.endswith(".failed.json")}
+
+
+def results(folder: Path) -> dict[str, str]:
+    "Every result of a run: files by their content, but for what tells of time"
+    out = folder / "outputs" / "smoke"
+    return {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*")
+            if p.is_file() and p.relative_to(out).parts[0] not in ("runs", "notebooks", "manifest.json")}
+
+
+def until(done, seconds: float = 60):
+    "Wait for something to become true"
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    "Processes below another, all the way down"
+    found = []
+    for each in Path("/proc").iterdir():
+        if not each.name.isdigit(): continue
+        try: parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, IndexError): continue
+        if parent == pid: found += [int(each.name), *children(int(each.name))]
+    return found
+
+
+def kernels(pid: int) -> list[int]:
+    "The kernels below a process"
+    found = []
+    for child in children(pid):
+        try: line = Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError: continue
+        if b"ipykernel" in line: found.append(child)
+    return found
+
+
+def cpu_count() -> int: return len(os.sched_getaffinity(0))
