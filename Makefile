@@ -16,7 +16,7 @@ test: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x tests
 
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab nbs/index.ipynb
 
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \
@@ -24,9 +24,10 @@ lock: .venv/ready
 
 reference:
 	rm -rf outputs/reference/$(PROFILE)
-	mkdir -p outputs/reference/$(PROFILE)/data
-	cd outputs/$(PROFILE) && cp data/manifest.json ../reference/$(PROFILE)/data && cp -r problems tables figures notebooks \
-		runs predictions style results.parquet comparisons.parquet claims.parquet report.html ../reference/$(PROFILE)
+	mkdir -p outputs/reference/$(PROFILE)/data outputs/reference/$(PROFILE)/runs
+	cd outputs/$(PROFILE) && cp data/manifest.json ../reference/$(PROFILE)/data && cp runs/[1-5]*.json \
+		../reference/$(PROFILE)/runs && cp -r manifest.json problems tables figures notebooks predictions style \
+		results.parquet comparisons.parquet claims.parquet report.html ../reference/$(PROFILE)
 
 readme: .venv/ready
 	$(BIN)/jupyter nbconvert --log-level ERROR --to markdown --no-input --output-dir . --output README nbs/index.ipynb

@@ -22,7 +22,7 @@ from .records import Record, conditions, hidden, read_records, read_told
 from .settings import InputError
 from .tables import chance, count, interval
 
-# %% ../nbs/56_differences.ipynb #7f567a11
+# %% ../nbs/56_differences.ipynb #b1848bb7
 SAME, TIMES, DIFFERS, AWAY = "same", "same but for times", "differs", "not here to compare"
 _noted = {"seconds", "training_seconds", "tokens_per_second", "memory_gb", "began", "resumed_at", "device", "cores",
           "processes", "micro_batch_size", "why", "versions", "settings", "spent"}
@@ -88,7 +88,7 @@ def _artefact(name: str, roots: tuple[Path, Path], recorded: tuple[str, str], he
 
 def _outputs(records: Iterable[Record]) -> dict[str, str]:
     return {name: digest for r in sorted(records, key=lambda r: str(r.told.get("began", ""))) if not r.wrong
-            for name, digest in r.names("outputs").items()}
+            for name, digest in r.outputs.items()}
 
 
 def compare_files(

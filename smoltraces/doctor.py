@@ -6,7 +6,7 @@
 __all__ = ['PROFILES', 'key_names', 'check_keys', 'check_hub', 'check_students', 'usable', 'checks', 'Advice', 'obstacle',
            'advise', 'examine', 'show']
 
-# %% ../nbs/58_doctor.ipynb #d33926ca
+# %% ../nbs/58_doctor.ipynb #1a5c2adc
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from .estimates import estimates
 from smoltraces.machine import (
     CPU_HOURS,
     Check,
@@ -31,6 +32,7 @@ from smoltraces.machine import (
     hours,
 )
 from .memory import Card, cards, doctor_rows
+from .plan import plan
 from .runs import cores
 from .settings import FROM_FILE, InputError, Settings, load_settings, versions
 from .teachers import ROLES, endpoint_of, student_endpoint
@@ -138,7 +140,7 @@ def checks(
         kernel, isolation, hub = (each.result() for each in slow)
     return [*quick, check_gpu(cfg, cards()), kernel, check_keys(cfg), hub, isolation, *check_students(cfg, usable())]
 
-# %% ../nbs/58_doctor.ipynb #b0151f52
+# %% ../nbs/58_doctor.ipynb #93c1ad8e
 PROFILES = ("paper", "gpu", "laptop", "smoke") # the largest first
 
 
@@ -177,8 +179,9 @@ def advise(
     on = f"{len(there)} × {there[0].name}" if there else f"{cores(cfg)} {'core' if cores(cfg) == 1 else 'cores'}"
     made = (cfg._root / "Makefile").is_file()
     command = f"make reproduce PROFILE={chosen.profile}" if made else f"smoltraces reproduce --profile {chosen.profile}"
-    return Advice(chosen.profile, f"once this is mended: {blocked}" if blocked else f"{about(chosen)} on {on}", command,
-                  others)
+    usd = sum(each.usd or 0 for each in estimates(chosen, plan(chosen), {}).values())
+    why = f"{about(chosen)} on {on}" + (f", and about ${usd:,.0f} for its teachers" if usd else "")
+    return Advice(chosen.profile, f"once this is mended: {blocked}" if blocked else why, command, others)
 
 # %% ../nbs/58_doctor.ipynb #fff8de90
 def examine(

@@ -110,7 +110,7 @@ def _live(inside: str, controls: str, data: str = "") -> str: # the classes keep
             f'<style>{style}</style><div class="smoltraces-live" hidden="hidden">{controls}</div>{inside}'
             f"<script>{script}</script></div>")
 
-# %% ../nbs/26_explore.ipynb #67c2d90b
+# %% ../nbs/26_explore.ipynb #027dca76
 _columns = {"share": "share", "n_words": "words", "pivots_per_100_words": "pivots per 100 words",
             "coverage": "3 of 4 types", "style_score": "style score", **_stages}
 _parts = ("share", "coverage", *_stages) # in per cent
@@ -132,10 +132,10 @@ def _steps(table: pd.DataFrame) -> str:
     head = "".join(f"<th scope=col>{label}</th>" for label in _columns.values())
     body = "".join("<tr>" + "".join(_cell(name, row[name], most.get(name, 1)) for name in _columns) + "</tr>"
                    for row in table.reset_index().to_dict("records"))
-    return ('<div class="smoltraces-steps" role="region" tabindex="0" aria-label="Every step"><table><thead><tr>'
-            f"{head}</tr></thead><tbody>{body}</tbody></table></div>")
+    return ('<div class="smoltraces-steps" style="overflow-x:auto" role="region" tabindex="0" aria-label="Every step">'
+            f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>")
 
-# %% ../nbs/26_explore.ipynb #e74fe5d7
+# %% ../nbs/26_explore.ipynb #8de72840
 _charts = {"n_words": "words, mean", "pivots_per_100_words": "pivots per 100 words, mean", # by column of the table
            "coverage": "types of pivot, 3 or 4", "style_score": "style score, mean"}
 
@@ -171,7 +171,8 @@ def _filled_in(name: str) -> str: # with what stands in that column of the step,
 
 
 def _key(name: str, look: str, more: str = "") -> str:
-    return f'<span><span class="smoltraces-key" style="{look}"></span> {html.escape(name)} {more}</span> '
+    return (f'<span class="smoltraces-name"><span class="smoltraces-key" style="{look}"></span> {html.escape(name)} '
+            f"{more}</span> ")
 
 
 def _looks(styled: str, plain: str) -> tuple[str, str]: # told apart without colour too
@@ -302,11 +303,11 @@ def _menu(name: str, values: dict[str, str], chosen: str = "") -> str:
                       for value, label in values.items())
     return f"<label>{name} <select>{options}</select></label>"
 
-# %% ../nbs/26_explore.ipynb #43b0d21d
+# %% ../nbs/26_explore.ipynb #da39ea97
 def explore(
     traces, # What `viewer.rows` takes: a frame of rows, a file of them, …
     first: str | None = None, # The id of the problem that is shown first
-    most: int = 130_000, # Characters of HTML: problems are added while they fit, at least one
+    most: int = 120_000, # Characters of HTML: problems are added while they fit, at least one
     field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
 ) -> Explorer:
     "Traces to pick from, with their pivots, stages and backtracks in sight and their place in the whole set"

@@ -19,7 +19,7 @@ from .settings import InputError
 from .statistics import accuracy_interval, difference, holm, paired_test, verdict, wins_losses
 from .tables import benchmark_title, count, student_label
 
-# %% ../nbs/56_moved.ipynb #2352a0a1
+# %% ../nbs/56_moved.ipynb #0388ba6b
 _of = ["student", "variant", "benchmark"]
 MOVED = [*_of, "seeds_a", "seeds_b", "n_a", "n_b", "shared", "accuracy_a", "low_a", "high_a", "accuracy_b", "low_b",
          "high_b", "difference", "low", "high", "p", "p_holm", "gained", "lost", "moved", "how"]
@@ -40,7 +40,7 @@ def read_answers(
     "The predictions that a run's results are made of, or all of its evaluations; and what was wrong with which file"
     whole = [r for r in records if not r.wrong]
     figures = [r for r in whole if r.stage.startswith("5_figures")]
-    names = {n for r in figures for n in r.names("inputs")} or {n for r in whole for n in r.names("outputs")}
+    names = {n for r in figures for n in r.inputs} or {n for r in whole for n in r.outputs}
     frames, notes = [], []
     for name in sorted(n for n in names if n.startswith("predictions/") and n.endswith(".parquet")):
         if not (file := root / name).is_file() or not file.resolve().is_relative_to(root): continue
@@ -58,7 +58,8 @@ def _grid(rows: pd.DataFrame) -> pd.DataFrame:
 def _shared(one: pd.DataFrame, two: pd.DataFrame, grids: list[pd.DataFrame]) -> pd.Index:
     "The problems that both sides hold and whose right answers agree"
     ids = grids[0].columns.intersection(grids[1].columns)
-    left, right = (rows.drop_duplicates("problem_id").set_index("problem_id").answer.reindex(ids) for rows in (one, two))
+    left, right = (side.drop_duplicates("problem_id").set_index("problem_id").answer.reindex(ids)
+                   for side in (one, two))
     return ids[((left == right) | left.isna() | right.isna()).to_numpy()]
 
 

@@ -66,12 +66,13 @@ def _settings(cfg: Settings) -> str:
     return (table(changed, f"Settings that differ from [DEFAULT] or have no default. {said}") +
             facts("The other settings", table(rows.loc[rows.changed == 0, ["setting", "value", "meaning"]])))
 
-# %% ../nbs/44_provenance.ipynb #c0756a98
+# %% ../nbs/44_provenance.ipynb #089ef751
 def records(
     cfg: Settings,
 ) -> list[dict]: # As runs writes them, without the stage that writes this page
     "What was noted of each stage"
-    files = sorted(cfg.path("runs").glob("*.json"), key=lambda p: p.name)
+    files = sorted((p for p in cfg.path("runs").glob("[!.]*.json") if not p.name.endswith(".failed.json")),
+                   key=lambda p: p.name)
     return [r for r in map(read_json, files) if not r["stage"].startswith("5_figures")]
 
 
@@ -106,7 +107,8 @@ def _versions(cfg: Settings, notes: Iterable[dict]) -> str:
 def _stages(runs: list[dict]) -> str:
     if not runs: return "<p class=note>No stage is on record in runs/: the notebooks were run by hand.</p>"
     machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in runs}
-    hardware = "; ".join(", ".join(f"{k} {v}" for k, v in m.items()) for _, m in sorted(machines.items()))
+    hardware = "; ".join(", ".join(f"{k} {v}" for k, v in m.items() if v is not None)
+                         for _, m in sorted(machines.items()))
     by = pd.DataFrame([{"notebook": r["stage"].partition("-")[0], "seconds": r["seconds"]} for r in runs])
     by = by.groupby("notebook").seconds.agg(["size", "sum"]).round(1).reset_index()
     by.columns = ["notebook", "stages", "seconds"]
@@ -134,7 +136,7 @@ def _hashes(cfg: Settings, runs: list[dict], told: list[dict]) -> str:
         if len(of(start)): parts.append(facts(title, table(of(start))))
     return "<h3>Hashes</h3>" + "".join(parts) if parts else ""
 
-# %% ../nbs/44_provenance.ipynb #554ceb4e
+# %% ../nbs/44_provenance.ipynb #54acbbe7
 _shown = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd")
 
 
@@ -155,10 +157,20 @@ def _costs(cfg: Settings, told: list[dict]) -> str:
     return "".join(parts)
 
 
+def _code(runs: list[dict]) -> str:
+    "The commits and lock files that stages ran with"
+    commits = {(r["git"]["commit"][:12], r["git"]["dirty"]) for r in runs if r.get("git")}
+    if not commits: return "<p class=note>The code was under no version control.</p>"
+    said = " and ".join(f"commit {c}" + (", with changes that were not committed" if dirty else "")
+                        for c, dirty in sorted(commits))
+    locks = " and ".join(sorted({r["lock"][:12] for r in runs if r.get("lock")}))
+    return f"<p>Code: {said}." + (f" requirements.lock: {locks}." if locks else "") + "</p>"
+
+
 def made_section(cfg: Settings) -> str:
     "Settings, hardware and time, versions, hashes, cost"
     runs, told = records(cfg), manifests(cfg)
     notes = [*runs, *(m["told"] for m in told)]
     if cfg.path("data", "manifest.json").is_file(): notes.append(read_json(cfg.path("data", "manifest.json")))
     return ("<h3>Settings</h3>" + _settings(cfg) + "<h3>Time and hardware</h3>" + _stages(runs) + _costs(cfg, told) +
-            _hashes(cfg, runs, told) + "<h3>Software</h3>" + _versions(cfg, notes))
+            _hashes(cfg, runs, told) + "<h3>Software</h3>" + _code(runs) + _versions(cfg, notes))

@@ -6,7 +6,7 @@
 __all__ = ['inside', 'own_file', 'Record', 'read_told', 'read_records', 'Found', 'look', 'loose', 'conditions', 'hidden',
            'machines', 'some', 'facts']
 
-# %% ../nbs/56_records.ipynb #7b5dbec4
+# %% ../nbs/56_records.ipynb #2c97c512
 import json
 import os
 import re
@@ -14,7 +14,8 @@ import stat
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from functools import cached_property
+from pathlib import Path
 
 import pandas as pd
 
@@ -22,13 +23,14 @@ from .files import read_json, sha256
 from .locks import Locks
 from .settings import BENCHMARK_NAMES, InputError, benchmark_name
 
-# %% ../nbs/56_records.ipynb #7f248c60
+# %% ../nbs/56_records.ipynb #737fc2d4
 def inside(
     name: str, # e.g. data/ST.parquet
 ) -> bool:
     "Whether a name stays below the folder that it is relative to, on any system"
-    path = PureWindowsPath(name) # knows both separators
-    return bool(path.parts) and not path.drive and not path.root and ".." not in path.parts and "\0" not in name
+    parts = re.split(r"[/\\]", name)
+    drive = re.match("[A-Za-z]:", name)
+    return not drive and "\0" not in name and ".." not in parts and parts[0] != "" and set(parts) != {"."}
 
 
 def own_file(
@@ -48,8 +50,13 @@ class Record:
     @property
     def file(self) -> str: return f"runs/{self.stage}.json"
 
-    def names(self, part: str) -> dict[str, str]:
-        "Hashes of its inputs or outputs that lie in the run"
+    @cached_property
+    def inputs(self) -> dict[str, str]: return self._hashes("inputs")
+
+    @cached_property
+    def outputs(self) -> dict[str, str]: return self._hashes("outputs")
+
+    def _hashes(self, part: str) -> dict[str, str]: # of what lies in the run
         told = self.told.get(part)
         return {n: h for n, h in told.items() if inside(n) and not own_file(n)} if isinstance(told, dict) else {}
 

@@ -18,7 +18,7 @@ import pandas as pd
 from .files import sha256
 from .records import Found, Record, facts, look, loose, read_records, read_told, some
 
-# %% ../nbs/56_verify.ipynb #22eaa780
+# %% ../nbs/56_verify.ipynb #fb74d1fe
 TRUSTED, CHANGED, MISSING = "trusted", "changed since it was written", "missing"
 INPUTS, UPSTREAM = "made from other inputs", "made from what is not trusted"
 UNRECORDED, BROKEN, UNREADABLE = "without a record", "record broken", "cannot be read"
@@ -41,9 +41,9 @@ class _Trouble:
 def _producers(records: list[Record], found: dict[str, Found]) -> dict[str, Record]:
     "The record that counts for each output: the one that fits the file, else the latest"
     chosen: dict[str, Record] = {}
-    def fits(record, name): return not record.wrong and found[name].digest == record.names("outputs")[name]
+    def fits(record, name): return not record.wrong and found[name].digest == record.outputs[name]
     for record in sorted(records, key=lambda r: (not r.wrong, str(r.told.get("began", "")), r.stage)):
-        for name in record.names("outputs"):
+        for name in record.outputs:
             if name not in chosen or fits(record, name) >= fits(chosen[name], name): chosen[name] = record
     return chosen
 
@@ -52,7 +52,7 @@ def _in_order(records: list[Record], producers: dict[str, Record]) -> tuple[list
     "The records so that each follows those it depends on, and those that depend on themselves"
     feeds, waits = {}, {}
     for record in records:
-        sources = {producers[n].stage for n in record.names("inputs") if n in producers}
+        sources = {producers[n].stage for n in record.inputs if n in producers}
         waits[record.stage] = len(sources)
         for source in sources: feeds.setdefault(source, []).append(record.stage)
     by, ready, ordered = {r.stage: r for r in records}, [r.stage for r in records if not waits[r.stage]], []
@@ -70,18 +70,18 @@ def _itself(name: str, record: Record, found: Found, said: dict[str, tuple[str, 
     if record.wrong: return BROKEN, f"was written by {record.stage}, whose record {record.file} {record.wrong}"
     if found.wrong: return UNREADABLE, found.wrong
     if found.digest is None: return MISSING, f"is missing: {record.stage} wrote it"
-    if found.digest != record.names("outputs")[name]: return CHANGED, f"was changed after {record.stage} wrote it"
+    if found.digest != record.outputs[name]: return CHANGED, f"was changed after {record.stage} wrote it"
     if stated != found.digest: return CHANGED, f"is not the file that {file} describes"
     return TRUSTED, ""
 
 
 def _fed(name: str, record: Record, producers: dict[str, Record], troubles: dict[str, _Trouble]):
     "State and trouble that an artefact has from what its stage read; None where all is well"
-    for read, digest in record.names("inputs").items():
-        if read in producers and not producers[read].wrong and producers[read].names("outputs")[read] != digest:
+    for read, digest in record.inputs.items():
+        if read in producers and not producers[read].wrong and producers[read].outputs[read] != digest:
             cause = f"{name} was made from another {read} than {producers[read].stage} wrote"
             return INPUTS, _Trouble(cause, (name,), frozenset({name}))
-    fed = [troubles[read] for read in record.names("inputs") if read in troubles]
+    fed = [troubles[read] for read in record.inputs if read in troubles]
     if not fed: return None
     first = min(fed, key=lambda trouble: len(trouble.path))
     return UPSTREAM, _Trouble(first.cause, (*first.path, name), frozenset().union(*(t.causes for t in fed)))
@@ -96,13 +96,13 @@ def _chain(records: list[Record], found: dict[str, Found], said: dict) -> tuple[
         states[name] = state
         if state not in (TRUSTED, MISSING): troubles[name] = _Trouble(f"{name} {words}", (name,), frozenset({name}))
 
-    for name in (n for r in records if not r.wrong for n in r.names("inputs") if n not in producers):
+    for name in (n for r in records if not r.wrong for n in r.inputs if n not in producers):
         note(name, UNRECORDED, "has no record of how it was made" if found[name].digest else
              "is missing and has no record of how it was made")
     for record in circle:
-        for name in record.names("outputs"): note(name, BROKEN, "is made, by its records, from itself")
+        for name in record.outputs: note(name, BROKEN, "is made, by its records, from itself")
     for record in ordered:
-        for name in record.names("outputs"):
+        for name in record.outputs:
             if producers[name] is not record: continue
             note(name, *_itself(name, record, found[name], said))
             if name not in troubles and (fed := _fed(name, record, producers, troubles)):
@@ -240,10 +240,10 @@ def _size(n: float) -> str:
     unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if n >= u[0]), (1e3, "kB"))
     return f"{n / unit:,.1f} {name}"
 
-# %% ../nbs/56_verify.ipynb #338052c5
+# %% ../nbs/56_verify.ipynb #32faaa1f
 def _missing(name: str, record: Record, readers: list[Record]) -> tuple[bool | None, str]:
     "Whether it matters that an artefact is not there, and the sentence that says so"
-    other = [r for r in readers if r.names("inputs")[name] != record.names("outputs")[name]]
+    other = [r for r in readers if r.inputs[name] != record.outputs[name]]
     if other: return False, f"{name} is missing, and {some([r.stage for r in other])} read another than was written."
     if readers: return None, (f"{name} is left out, which breaks nothing: by its hash, {record.stage} wrote what "
                               f"{some([r.stage for r in readers])} read.")
@@ -257,7 +257,7 @@ def _row(name: str, state: str, trouble: _Trouble | None, record: Record | None,
     if state == MISSING: trusted, reason = _missing(name, record, readers)
     return {"artefact": name, "stage": record.stage if record else "", "state": state, "trusted": trusted,
             "reason": reason, "cause": trouble.path[0] if trouble and state != MISSING else "",
-            "recorded": (record.names("outputs").get(name) if record else None) or "", "found": found.digest or "",
+            "recorded": (record.outputs.get(name) if record else None) or "", "found": found.digest or "",
             "bytes": found.size}
 
 
@@ -270,13 +270,13 @@ def verify(
     manifest, broken = read_told(root, root / "manifest.json") if (root / "manifest.json").exists() else ({}, "")
     manifest = manifest if isinstance(manifest, dict) else {}
     records = _held_against(root, records, manifest)
-    names = dict.fromkeys(n for r in records for part in ("inputs", "outputs") for n in r.names(part))
+    names = dict.fromkeys(n for r in records for n in (*r.inputs, *r.outputs))
     found = look(root, names, heard)
     said, wrong = _stated(root, names)
     states, troubles = _chain(records, found, said)
     producers, readers = _producers(records, found), {}
     for r in records:
-        for name in r.names("inputs") if not r.wrong else (): readers.setdefault(name, []).append(r)
+        for name in r.inputs if not r.wrong else (): readers.setdefault(name, []).append(r)
     rows = [_row(n, s, troubles.get(n), producers.get(n), found[n], readers.get(n, [])) for n, s in states.items()]
     if broken: wrong["manifest.json"] = broken
     odd = {**{r.file: r.wrong for r in records if r.wrong}, **wrong}
@@ -285,7 +285,7 @@ def verify(
     table = pd.DataFrame(rows, columns=COLUMNS).astype({"trusted": "boolean", "bytes": "int64"})
     table = table.sort_values("artefact", key=lambda c: c.map(_place), kind="stable", ignore_index=True)
     counts = {producers[n].stage for n in producers}
-    superseded = [r.stage for r in records if not r.wrong and r.names("outputs") and r.stage not in counts]
+    superseded = [r.stage for r in records if not r.wrong and r.outputs and r.stage not in counts]
     about = facts(root, records, manifest)
     if superseded: about.loc[len(about)] = "left over", f"{some(superseded)}: other records fit what they wrote", True
     return Verification(str(folder), table, about)

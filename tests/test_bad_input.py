@@ -61,14 +61,6 @@ def test_truncated_data(smoke, tmp_path):
     assert data.read_bytes() == (smoke / "outputs/smoke/data/ST-HC.parquet").read_bytes()
 
 
-def test_two_runs_do_not_share_a_folder(smoke):
-    import fcntl
-    with open(smoke / "outputs" / "smoke" / ".lock", "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        done = smoltraces("reproduce", "--profile", "smoke", cwd=smoke)
-    assert done.returncode == 2 and "Another run" in done.stderr
-
-
 def test_missing_extra(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "unsloth" else find(name, *a))

@@ -17,7 +17,7 @@ from conftest import SECRET, environment, project, smoltraces
 from smoltraces.evaluation import prediction_schema
 from smoltraces.files import sha256
 from smoltraces.problems import problem_schema
-from smoltraces.runs import plan
+from smoltraces.plan import plan
 from smoltraces.settings import load_settings
 from smoltraces.traces import trace_schema
 
@@ -108,9 +108,10 @@ def test_a_rerun_does_nothing(smoke):
 
 
 def test_a_changed_setting_reruns_what_depends_on_it(smoke):
-    shown = smoltraces("reproduce", "--profile", "smoke", "--dry-run", "-s", "bootstrap=500", cwd=smoke).stdout
-    assert shown.count("done") == 12 and re.search(r"5_figures +setting bootstrap changed", shown), shown
-    shown = smoltraces("status", "--profile", "smoke", "-s", "max_new_tokens=8", cwd=smoke).stdout
+    command = ("reproduce", "--profile", "smoke", "--dry-run", "-s", "bootstrap=500")
+    shown = smoltraces(*command, cwd=smoke, COLUMNS="150").stdout
+    assert shown.count(" done") == 13 and re.search(r"5_figures +stale \(setting bootstrap changed\)", shown), shown
+    shown = smoltraces("status", "--profile", "smoke", "-s", "max_new_tokens=8", cwd=smoke, COLUMNS="150").stdout
     assert shown.count("setting max_new_tokens changed") == 6, shown
 
 
@@ -123,14 +124,14 @@ def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
     time.sleep(5)  # into the next stages
     run.send_signal(signal.SIGKILL)
     run.wait()
-    finished = {p: p.read_text() for p in records.glob("*.json")}
+    finished = {p: p.read_text() for p in records.glob("[1-5]*.json")}
     assert 3 <= len(finished) < 15
     time.sleep(5)  # kernels notice that their parent is gone
     done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {p: p.read_text() for p in finished} == finished
     assert f"{15 - len(finished)} stages ran" in done.stdout
-    assert not [p for p in out(folder).rglob(".*") if p.name != ".lock"]
+    assert {p.name for p in out(folder).rglob(".*")} <= {".locks", ".mutex", ".hashes.json"}
     for name in ["problems.parquet", *(f"data/{v}.parquet" for v in VARIANTS)]:
         assert (out(folder) / name).read_bytes() == (out(smoke) / name).read_bytes(), name
     pd.testing.assert_frame_equal(pd.read_parquet(out(folder) / "results.parquet"),
@@ -148,7 +149,8 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=20)
     assert run.returncode == 130 and "the same command goes on" in said, said
-    assert {p.name for p in (out(folder) / "runs").iterdir()} == {"1_build_data.json", "2_analyse_traces-teachers.json"}
+    done = {p.name for p in (out(folder) / "runs").glob("[1-5]*.json")}
+    assert {"1_build_data.json", "2_analyse_traces-teachers.json"} <= done and len(done) < 15
 
 
 @pytest.mark.parametrize("where", [".", "nbs/experiments"])

@@ -140,7 +140,7 @@ def test_a_failure_stops_nobody_else(tmp_path):
     shown = smoltraces("status", "--profile", "smoke", *FEW, cwd=folder, COLUMNS="200").stdout
     assert "failed 3_finetune random-llama SBS seed 0: ValueError: spoilt by hand" in shown, shown
     page = f"outputs/smoke/notebooks/{min(lost)}.ipynb"
-    assert f"{page}#papermill-error-cell" in shown and 'id="papermill-error-cell"' in (folder / page).read_text()
+    assert f"{page}#papermill-error-cell" in shown and 'id=\\"papermill-error-cell\\"' in (folder / page).read_text()
     assert (runs(folder) / f"{min(lost)}.log").read_text().startswith("begin embedded/random-llama SBS 0")
     done = run(folder, *FEW)  # mended: the lost two, and those that gather
     assert done.returncode == 0 and "4 stages ran" in done.stdout, done.stderr

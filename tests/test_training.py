@@ -101,6 +101,20 @@ def test_kill_nine_at_a_random_moment(whole, tmp_path):
     assert result(folder)["log"]["step"] == whole["log"]["step"] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("pairs", [(), ("processes=2",)], ids=["alone", "two processes"])
+def test_an_interrupt_saves_first(tmp_path, pairs):
+    pairs = ("n_train=10", "checkpoint_minutes=0", "epochs=30", *pairs)  # 60 steps, no checkpoint due
+    done = runs("run", tmp_path / "stopped", *pairs, "interrupt=3")
+    assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr, done.stderr[-3000:]
+    seed = tmp_path / "stopped/smoke/students/embedded--random-llama/ST-HC/seed-0"
+    step = saved(seed.with_name(".seed-0.checkpoints"))
+    assert 3 <= step < 60 and not seed.exists()
+    for folder in ("stopped", "whole"):
+        assert (done := runs("run", tmp_path / folder, *pairs)).returncode == 0, done.stderr[-3000:]
+    assert result(tmp_path / "stopped")["facts"]["resumed_at"] == step
+    assert result(tmp_path / "stopped")["log"]["loss"] == pytest.approx(result(tmp_path / "whole")["log"]["loss"], abs=1e-4)
+
+
 def test_engines_packing_and_processes_train_alike(whole, tmp_path):
     "Rows laid end to end do not see each other, and neither trl nor two processes learn otherwise"
     ways = {"trl": ("engine=trl", "packing=packed"), "two": ("processes=2",)}

@@ -1,11 +1,13 @@
 """Train tiny students in a process apart, since Unsloth changes transformers for good: training_runs.py PART FOLDER
 
 families FOLDER: of each family, whole weights and an adapter: a run, the same run broken off and resumed, a spoilt row
-run FOLDER KEY=VALUE…: one run of the smoke profile with these settings
+run FOLDER KEY=VALUE…: one run of the smoke profile with these settings; interrupt=K: Ctrl-C is pressed at step K
 Results are left as JSON in FOLDER.
 """
 import json
+import os
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -87,9 +89,21 @@ def families(folder: Path, cache: Path):
     (folder / "families.json").write_text(json.dumps(found))
 
 
+class Interrupts(Show):
+    "Somebody presses Ctrl-C at a step"
+    at, pressed = 0, False
+
+    def __call__(self, rows, steps):
+        if rows[-1]["step"] < self.at or Interrupts.pressed: return
+        Interrupts.pressed = True
+        os.kill(os.getpid(), signal.SIGINT)
+
+
 def run(folder: Path, *pairs: str):
-    cfg = settings(folder, **dict(pair.split("=") for pair in pairs))
-    student = "embedded/random-llama"
+    asked = dict(pair.split("=") for pair in pairs)
+    Interrupts.at = int(asked.pop("interrupt", 0))
+    if Interrupts.at: training.Show = Interrupts
+    cfg, student = settings(folder, **asked), "embedded/random-llama"
     done = training.finetune(cfg, student, "ST-HC", 0, load_variant(cfg, "ST-HC"))
     facts = json.loads((done / "training.json").read_text())
     (folder / "run.json").write_text(json.dumps({"log": pd.read_parquet(done / "log.parquet").to_dict("list"),
