@@ -16,7 +16,8 @@ test: .venv/ready
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x tests
 
 lab: .venv/ready
-	$(BIN)/jupyter lab nbs/index.ipynb
+	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
+		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" nbs/index.ipynb
 
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \

@@ -6,7 +6,7 @@
 __all__ = ['app', 'Profile', 'Set', 'Run', 'Several', 'reproduce', 'status', 'doctor', 'verify', 'diff', 'settings', 'style',
            'view', 'import_', 'publish', 'answers', 'main']
 
-# %% ../nbs/59_cli.ipynb #3ea8a06b
+# %% ../nbs/59_cli.ipynb #29f9b902
 import json
 import sys
 from pathlib import Path
@@ -14,13 +14,18 @@ from typing import Annotated
 
 import typer
 
+from .completion import experiments, keys, profiles
 from .settings import InputError, load_settings
 
-# %% ../nbs/59_cli.ipynb #21f0885d
+# %% ../nbs/59_cli.ipynb #8a1c60ad
 app = typer.Typer(help="Replay “Style over Substance”: build the data, train the students, evaluate, compare.",
-                  no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
-Profile = Annotated[str, typer.Option(help="A section of settings.ini: smoke, laptop, gpu or paper.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a key of settings.ini.")]
+                  no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
+                  epilog="Exit codes: 0 done; 1 something failed or cannot be trusted; 2 something given is wrong; "
+                  "130 stopped by Ctrl-C, and the same command goes on.")
+Profile = Annotated[str, typer.Option(help="A section of settings.ini: smoke, laptop, gpu or paper.",
+                                      autocompletion=profiles)]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a key of settings.ini.",
+                                               autocompletion=keys)]
 
 
 def _overrides(pairs: list[str] | None) -> dict[str, str]:
@@ -28,7 +33,7 @@ def _overrides(pairs: list[str] | None) -> dict[str, str]:
         if "=" not in pair: raise InputError(f"--set {pair} lacks its value: write --set KEY=VALUE.")
     return dict(pair.split("=", 1) for pair in pairs or [])
 
-# %% ../nbs/59_cli.ipynb #b3d806ab
+# %% ../nbs/59_cli.ipynb #e7710d2b
 def _asked(pairs: list[str] | None, **lists: str | None) -> dict[str, str]:
     "The settings that the command line changes"
     return _overrides(pairs) | {key: value for key, value in lists.items() if value is not None}
@@ -37,7 +42,8 @@ def _asked(pairs: list[str] | None, **lists: str | None) -> dict[str, str]:
 @app.command()
 def reproduce(
     profile: Profile = "laptop",
-    only: Annotated[str | None, typer.Option(help="Run one kind of stage alone, e.g. build or 5_figures.")] = None,
+    only: Annotated[str | None, typer.Option(help="Run one kind of stage alone, e.g. build or 5_figures.",
+                                             autocompletion=experiments)] = None,
     students: Annotated[str | None, typer.Option(help="A list such as a,b instead of the profile's.")] = None,
     variants: Annotated[str | None, typer.Option(help="The same: ST,ST-HC.")] = None,
     seeds: Annotated[str | None, typer.Option(help="The same: 0,3 or 0:5 for 0, 1, 2, 3 and 4.")] = None,

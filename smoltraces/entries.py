@@ -15,7 +15,7 @@ from functools import cached_property
 from textwrap import dedent
 from typing import Any
 
-# %% ../nbs/57_entries.ipynb #f8219ee3
+# %% ../nbs/57_entries.ipynb #660ba570
 Row = tuple[str, str] # A declaration, and what it means
 
 
@@ -32,6 +32,13 @@ def _declared(name: str, annotation: ast.expr | None, default: ast.expr | None) 
     return f"{typed} = {ast.unparse(default)}" if default else typed
 
 
+def _annotated(annotation: ast.expr | None) -> tuple[ast.expr | None, str]: # the type, and an option's help
+    if not isinstance(annotation, ast.Subscript) or ast.unparse(annotation.value) != "Annotated": return annotation, ""
+    kind, *notes = annotation.slice.elts
+    keywords = [k for note in notes if isinstance(note, ast.Call) for k in note.keywords if k.arg == "help"]
+    return kind, "".join(k.value.value for k in keywords if isinstance(k.value, ast.Constant))
+
+
 def parameters(
     function: Any,
 ) -> Iterator[Row]: # Each parameter but `self`; at the end `-> type`, where there is something to say
@@ -45,7 +52,8 @@ def parameters(
     for a in _arguments(arguments):
         star = "*" if a is arguments.vararg else "**" if a is arguments.kwarg else ""
         if a.arg in ("self", "cls"): continue
-        yield _declared(star + a.arg, a.annotation, defaults.get(a)), said.get(a.arg) or ""
+        kind, told = _annotated(a.annotation)
+        yield _declared(star + a.arg, kind, defaults.get(a)), said.get(a.arg) or told
     if returns and said.get("return"): yield f"-> {ast.unparse(returns)}", said["return"]
 
 

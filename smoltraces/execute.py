@@ -128,7 +128,7 @@ class Kernel:
         "Go no further where it was asked to stop: an interrupt between two cells is lost on a kernel"
         if self.asked: raise KeyboardInterrupt(self.asked)
 
-# %% ../nbs/52_execute.ipynb #60d5b5e1
+# %% ../nbs/52_execute.ipynb #37312d7d
 _bad_input = ("InputError", "OutOfBudget", "Unconfirmed", "Spoilt")
 
 
@@ -179,6 +179,8 @@ def _mark(notebook: dict, kind: str, why: str):
     mark = {"cell_type": "markdown", "id": "stopped", "metadata": {"tags": ["papermill-error-cell-tag"]},
             "source": text}
     notebook["cells"].insert(notebook["cells"].index(last), mark)
+    first = '<span style="color:red; font-size:2em;">It stopped <a href="#papermill-error-cell">here</a>.</span>'
+    notebook["cells"].insert(0, {**mark, "id": "stopped-at", "source": first})
 
 # %% ../nbs/52_execute.ipynb #7dd4098b
 def clear(

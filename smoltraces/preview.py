@@ -5,19 +5,19 @@
 # %% auto #0
 __all__ = ['Line', 'Preview', 'preview', 'tree', 'show']
 
-# %% ../nbs/55_preview.ipynb #2fab312a
+# %% ../nbs/55_preview.ipynb #c67ea128
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
-from .estimates import Estimate, estimates
+from .estimates import Estimate, estimates, in_words
 from .origin import gpus
 from .plan import Stage, State, assess, records
-from .runs import chosen, clock, cores, need
+from .runs import chosen, cores, need
 from .settings import Settings, load_settings
 
-# %% ../nbs/55_preview.ipynb #6ec905b5
+# %% ../nbs/55_preview.ipynb #80e9c8e8
 @dataclass(frozen=True)
 class Line:
     "A stage, where it stands and what it would take"
@@ -63,7 +63,7 @@ class Preview:
         shown = ", ".join(f"{counts[s]:,} {s}" for s in ("done", "stale", "new", "follows") if counts[s])
         if not self.due: return f"{len(self.lines)} stages: all done."
         guessed = "guess" in {line.takes.origin for line in self.due}
-        parts = [f"about {clock(self.seconds)}" + (" (some of it a guess)" if guessed else ""),
+        parts = [f"about {in_words(self.seconds)}" + (" (some of it a guess)" if guessed else ""),
                  f"{self.ram_gb():.1f} GB of memory at most in one"]
         if self.gpu_gb(): parts.append(f"{self.gpu_gb():.1f} GB of a GPU")
         parts.append("costs unknown: a price is missing in settings.ini" if self.usd is None
@@ -85,7 +85,7 @@ def preview(
     states, takes = assess(cfg, stages, known), estimates(cfg, stages, known)
     return Preview(cfg, [Line(s, states[s.name], takes[s.name]) for s in stages])
 
-# %% ../nbs/55_preview.ipynb #34304d03
+# %% ../nbs/55_preview.ipynb #b9adafd8
 _COLOURS = {"done": "green", "stale": "yellow", "new": "cyan", "follows": "dim"}
 _READABLE = 80 # lines
 
@@ -94,7 +94,7 @@ def _takes(lines: list[Line]) -> str:
     "What some stages would take, in words"
     due = [line for line in lines if line.state.state != "done"]
     if not due: return ""
-    words = [clock(sum(line.takes.seconds for line in due))]
+    words = [in_words(sum(line.takes.seconds for line in due))]
     if gb := max(line.takes.gpu_gb or 0 for line in due): words.append(f"GPU {gb:.1f} GB")
     costs = [line.takes.usd for line in due]
     if None in costs: words.append("$?")

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['public', 'all_files', 'settings_table', 'records', 'manifests', 'made_section']
 
-# %% ../nbs/44_provenance.ipynb #6293bb73
+# %% ../nbs/44_provenance.ipynb #89194007
 import configparser
 import json
 import re
@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from .files import read_json, read_parquet, sha256
 from .pages import facts, table
 from .predictions import prediction_files
-from .publish import without_paths
 from .privacy import scrub
+from .publish import without_paths
 from .settings import Settings, find_settings
 from .tables import benchmark_title, student_label
 

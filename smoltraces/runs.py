@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'attempt', 'cores', 'Need', 'need', 'Room', 'Engine', 'Threads', 'Progress', 'clock', 'Run', 'chosen',
            'reproduce']
 
-# %% ../nbs/53_runs.ipynb #5a9400f8
+# %% ../nbs/53_runs.ipynb #23ba0ce7
 import contextlib
 import os
 import signal
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from bisect import insort
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -116,7 +117,7 @@ class Room:
         self.cpus, self.ram_gb = self.cpus + need.cpus, self.ram_gb + need.ram_gb
         for i, gb in share.items(): self.gpus[i] += gb
 
-# %% ../nbs/53_runs.ipynb #844f3788
+# %% ../nbs/53_runs.ipynb #c5addf4e
 class Engine(Protocol):
     "What executes stages"
     artefacts: str # URL of a store where the results are, blank where they are in the run's folder
@@ -138,7 +139,8 @@ class Threads:
     "The engine that needs nothing: a thread for each stage, its notebook in a process of its own"
     artefacts = ""
 
-    def __init__(self, cfg: Settings, overrides: dict, wanted: dict[str, Need], base: type | None = None):
+    def __init__(self, cfg: Settings, overrides: dict, wanted: dict[str, Need],
+                 base: Callable[[Stage], type | None] = lambda stage: None): # Kernel managers, e.g. of warm kernels
         self.cfg, self.overrides, self.wanted, self.base = cfg, overrides, wanted, base
         self.most = cfg.jobs or len(wanted)
         cpus = max(cores(cfg), cfg.jobs * (cfg.threads or 1)) # jobs may ask for more than there are
@@ -154,8 +156,8 @@ class Threads:
         if chosen is None: return False
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, chosen))} if len(self.devices) > 1 and chosen else {}
         kernel = Kernel()
-        future = self.pool.submit(attempt, self.cfg, stage, self.overrides, self.locks, kernel=kernel, base=self.base,
-                                  environment=environment, source=self.source)
+        future = self.pool.submit(attempt, self.cfg, stage, self.overrides, self.locks, kernel=kernel,
+                                  base=self.base(stage), environment=environment, source=self.source)
         self.futures[future] = stage, kernel
         return True
 
@@ -394,7 +396,7 @@ def _summary(run: Run) -> StageError:
     code = max((e.code for e in run.failed.values()), key=lambda c: c == 1)
     return StageError(f"{words}. {first}", code, first.kind, first.why)
 
-# %% ../nbs/53_runs.ipynb #254a3191
+# %% ../nbs/53_runs.ipynb #f825b6e8
 def reproduce(
     cfg: Settings,
     only: str | None = None, # Run the stages whose notebook's name holds this, e.g. "build" or "3_finetune"
@@ -416,7 +418,7 @@ def reproduce(
     expected = estimates(cfg, stages, known)
     wanted = {s.name: need(cfg, s, expected[s.name], len(gpus())) for s in stages}
     with contextlib.ExitStack() as opened:
-        runner = _engine(engine, opened, cfg, overrides, wanted, address, artefacts)
+        runner = _engine(engine, opened, cfg, overrides, stages, wanted, address, artefacts)
         progress = Progress(cfg, stages, {n: e.seconds for n, e in expected.items()}, _at_once(runner, wanted, cfg))
         run = Run(cfg, stages, runner, progress, max_failures, runner.records(known))
         opened.enter_context(progress.bar)
@@ -428,21 +430,19 @@ def reproduce(
     return run.ran
 
 
-def _engine(name: str, opened: contextlib.ExitStack, cfg: Settings, overrides: dict, wanted: dict, address, artefacts):
+def _engine(name: str, opened: contextlib.ExitStack, cfg: Settings, overrides: dict, stages: list[Stage],
+            wanted: dict[str, Need], address: str | None, artefacts: str) -> Engine:
     if name == "local":
         if artefacts: raise InputError("--artefacts is for --engine ray: add that, or leave it out.")
-        engine = Threads(cfg, overrides, wanted, opened.enter_context(_warm(cfg)))
+        from smoltraces.warm import warm_kernels
+        base = opened.enter_context(warm_kernels(cfg, stages if cfg.warm else []))
+        engine = Threads(cfg, overrides, wanted, base)
     elif name == "ray":
         from smoltraces.cluster import Cluster
         engine = Cluster(cfg, overrides, wanted, address, artefacts)
     else: raise InputError(f"Unknown engine {name!r}: choose local or ray.")
     opened.callback(engine.close)
     return engine
-
-
-@contextlib.contextmanager
-def _warm(cfg: Settings):
-    yield None
 
 
 def _at_once(engine, wanted: dict[str, Need], cfg: Settings) -> int:

@@ -23,7 +23,7 @@ from .entries import entry
 from .files import atomic, read_json
 from .settings import InputError, find_settings, needs
 
-# %% ../nbs/57_site.ipynb #92dcb2c7
+# %% ../nbs/57_site.ipynb #c9266901
 def _text(cell: dict) -> str: return "".join(cell["source"])
 
 
@@ -32,6 +32,10 @@ def _markdown(text: str) -> dict: return {"cell_type": "markdown", "metadata": {
 
 def _directives(cell: dict) -> list[str]:
     return re.findall(r"^#\| *(.+?) *$", _text(cell), re.M) if cell["cell_type"] == "code" else []
+
+
+def _imports(cell: dict) -> bool: # and nothing else
+    return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(_text(cell)).body)
 
 
 def shown(
@@ -43,6 +47,7 @@ def shown(
         if "hide" in directives or any(d.startswith("default_exp") for d in directives): continue
         source = re.sub(r"^#\|.*\n?", "", _text(cell), flags=re.M).strip("\n")
         tags = ["remove-input"] if "echo: false" in directives else []
+        if "export" in directives and _imports(cell): tags = ["hide-input"]
         if "output: false" in directives: cell = {**cell, "outputs": []}
         if source: yield {**cell, "source": source, "metadata": {"tags": tags}}, directives
 
@@ -185,18 +190,28 @@ def _trees(readme: str, stems: list[str], experiments: list[str], profiles: Iter
     return "".join(f"```{{toctree}}\n:hidden:\n:caption: {caption}\n\n" + "\n".join(pages) + "\n```\n\n"
                    for caption, pages in trees.items() if pages)
 
-# %% ../nbs/57_site.ipynb #2b7fea61
+# %% ../nbs/57_site.ipynb #4cb05a6a
 def _links(text: str) -> str:
     text = re.sub(r"\]\(([\w./]*outputs/reference/\w+)/?\)", r"](\1/index.md)", text)
     return re.sub(r"(?<!!)\[([^\]]*)\]\(((?!\w+:)[^)\s]+\.html)\)", r'<a href="\2">\1</a>', text)
 
-# %% ../nbs/57_site.ipynb #c4d65173
+
+def _relinked(html: str, folder: Path) -> str: # a report, an output: links to pages, and none to what is not there
+    def link(found):
+        file, _, place = found[1].partition("#")
+        if not (folder / file).exists(): return "<a"
+        return f'<a href="{re.sub("[.]ipynb$", ".html", file)}{"#" if place else ""}{place}"'
+    return re.sub(r'<a href="((?!\w+:|#)[^"]+)"', link, html)
+
+# %% ../nbs/57_site.ipynb #9691d034
 def _write(root: Path, source: Path, page: str, content: str | dict):
     "One page of the source, and the files that it links to"
     if isinstance(content, dict):
         for n, cell in enumerate(content["cells"]):
             cell["id"] = f"cell-{n}"
             if cell["cell_type"] == "markdown": cell["source"] = _links(_text(cell))
+            for data in (o["data"] for o in cell.get("outputs", ()) if "text/html" in o.get("data", ())):
+                data["text/html"] = _relinked("".join(data["text/html"]), (root / page).parent)
         text = "\n".join(_text(c) for c in content["cells"] if c["cell_type"] == "markdown")
     else: text = content = _links(content)
     (source / page).parent.mkdir(parents=True, exist_ok=True)
@@ -207,9 +222,8 @@ def _write(root: Path, source: Path, page: str, content: str | dict):
         copy = source / ("_extra" if path.suffix == ".html" else "") / path.resolve().relative_to(root.resolve())
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, copy)
-        if path.suffix == ".html": # the report names cells of executed notebooks
-            named = re.sub(r'(href="[^":]+)\.ipynb\b', r"\1.html", path.read_text(encoding="utf-8"))
-            copy.write_text(named, encoding="utf-8")
+        if path.suffix != ".html": continue
+        copy.write_text(_relinked(path.read_text(encoding="utf-8"), path.parent), encoding="utf-8")
 
 
 def prepare(
@@ -231,7 +245,7 @@ def prepare(
         for run in among:
             _write(root, source, run.path.relative_to(root).as_posix(), run_page(read_json(run.path), run, among))
 
-# %% ../nbs/57_site.ipynb #7ec374d7
+# %% ../nbs/57_site.ipynb #a9b50cd6
 @lru_cache
 def _named(*exported: str) -> dict[str, list[str]]: # by the whole name, and by each of its ends
     found = {}
@@ -276,17 +290,17 @@ def _mathml(writer, node):
 
 def setup(
     app: Any, # Of Sphinx
-) -> dict:
+):
     "This module as an extension of Sphinx"
     app.add_html_math_renderer("mathml", (_mathml, None), (_mathml, None))
     app.connect("doctree-read", _unlink_types)
     app.connect("doctree-resolved", _link_names)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
-# %% ../nbs/57_site.ipynb #558fb05f
+# %% ../nbs/57_site.ipynb #ed1f5030
 _css = """
 :root { --mystnb-source-margin-color: var(--pst-color-primary); --mystnb-source-border-color: var(--pst-color-border) }
 #pst-header { display: none } /* a second search */
+.bd-page-width { max-width: 104rem }
 .bd-main .bd-content .bd-article-container { max-width: 72em }
 .bd-article pre { font-size: .8em }
 dl.py { margin-bottom: 1.2rem }
@@ -294,7 +308,7 @@ dl.py > dd > :last-child { margin-bottom: 0 }
 dl.py a.source { float: right; font-size: .8em }
 dl.py thead { display: none }
 dl.py td:first-child { width: 40% }
-dl.py td code { overflow-wrap: anywhere; white-space: normal }
+.bd-article :is(code, .sig), .bd-article :is(code, .sig) .pre { overflow-wrap: anywhere; white-space: normal }
 @media (max-width: 600px) { .bd-article dl.py > dd { margin-left: .5rem } }
 .indextable { overflow-wrap: anywhere; table-layout: fixed }
 div.cell_output .text_html :is(th, td) { padding-inline: .5em }
@@ -305,20 +319,20 @@ _js = 'if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMM
 _icon = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><path fill="#d55e00" d="M1 2h14v3H1z"/>
 <path fill="#0072b2" d="M1 7h9v3H1z"/><path fill="#009e73" d="M1 12h12v3H1z"/></svg>"""
 _config = {
-    "project": "SmolTraces", "html_title": "SmolTraces",
+    "project": "SmolTraces", "html_title": "SmolTraces", "author": "The SmolTraces authors",
     "extensions": ["myst_nb", "sphinx_copybutton", "smoltraces.site"],
     "nb_execution_mode": "off", "nb_ipywidgets_js": {}, "nb_merge_streams": True,
+    "nb_code_prompt_show": "Imports", "nb_code_prompt_hide": "Imports",
     "nb_mime_priority_overrides": [("html", "application/vnd.jupyter.widget-view+json", None)],
     "myst_enable_extensions": ["dollarmath", "colon_fence", "attrs_inline"], "myst_heading_anchors": 3,
-    "suppress_warnings": ["myst.header"], "highlight_language": "python", "copybutton_exclude": ".linenos, .gp, .go",
+    "suppress_warnings": ["myst.header"], "highlight_language": "python",
     "html_theme": "sphinx_book_theme", "html_static_path": ["_static"], "html_extra_path": ["_extra"],
     "exclude_patterns": ["_extra"], "html_css_files": ["site.css"], "html_js_files": ["site.js"],
     "html_favicon": "_static/icon.svg", "html_copy_source": False, "html_show_copyright": False,
     "html_context": {"default_mode": "auto"}, "html_math_renderer": "mathml", "add_module_names": False,
-    "python_use_unqualified_type_names": True,
-    "toc_object_entries_show_parents": "hide",
+    "python_use_unqualified_type_names": True, "toc_object_entries_show_parents": "hide",
     "html_theme_options": {"home_page_in_toc": True, "use_download_button": False, "show_toc_level": 2,
-                           "pygments_light_style": "a11y-high-contrast-light", "pygments_dark_style": "github-dark"}}
+                           "pygments_dark_style": "github-dark-high-contrast"}}
 
 
 def build(

@@ -112,12 +112,11 @@ def status(
         return Row(stage, "stale" if why else "done", takes if why else record["seconds"], why, usd=usd)
     return Status(cfg, [row(stage) for stage in stages])
 
-# %% ../nbs/55_status.ipynb #cf567a63
+# %% ../nbs/55_status.ipynb #49f13678
 def links(cfg: Settings, stage: Stage) -> tuple[str, str]:
-    "The executed notebook at its error, and the log"
-    book, log = executed_path(cfg, stage), log_path(cfg, stage)
-    return (f"{cfg.out}/{cfg.profile}/{book.relative_to(cfg.path()).as_posix()}#papermill-error-cell",
-            f"{cfg.out}/{cfg.profile}/{log.relative_to(cfg.path()).as_posix()}")
+    "The executed notebook, and the log"
+    book, log = (path.relative_to(cfg.path()).as_posix() for path in (executed_path(cfg, stage), log_path(cfg, stage)))
+    return f"{cfg.out}/{cfg.profile}/{book}", f"{cfg.out}/{cfg.profile}/{log}"
 
 
 def render(found: Status, most: int = 20):
@@ -133,8 +132,8 @@ def render(found: Status, most: int = 20):
     for row in found.of("running")[:most]: parts.append(Text.assemble(("running ", "cyan"), f"{row.stage}  {row.why}"))
     for row in found.of("failed")[:most]:
         book, log = links(found.cfg, row.stage)
-        parts += [Text.assemble(("failed ", "red"), f"{row.stage}: {row.why}"), Text(f"       {book}", "dim"),
-                  Text(f"       {log}", "dim")]
+        parts += [Text.assemble(("failed ", "red"), f"{row.stage}: {row.why}"),
+                  Text(f"       {book}, whose first line leads to the cell", "dim"), Text(f"       {log}", "dim")]
     for row in found.of("stale")[:most]: parts.append(Text.assemble(("stale ", "yellow"), f"{row.stage}  {row.why}"))
     left = sum(max(0, len(found.of(s)) - most) for s in ("running", "failed", "stale"))
     if left: parts.append(Text(f"and {left:,} more: --json lists all"))

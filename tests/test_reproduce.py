@@ -16,8 +16,8 @@ from conftest import SECRET, environment, project, smoltraces
 
 from smoltraces.evaluation import prediction_schema
 from smoltraces.files import sha256
-from smoltraces.problems import problem_schema
 from smoltraces.plan import plan
+from smoltraces.problems import problem_schema
 from smoltraces.settings import load_settings
 from smoltraces.traces import trace_schema
 

@@ -71,7 +71,7 @@ def stages(cfg, name: str, seconds: float, repeats: int, server=None) -> tuple[f
         wall, spent = time.monotonic(), cpu(server)
         execute(cfg, stage, {}, base=base, source=source)
         taken.append((time.monotonic() - wall, cpu(server) - spent))
-    if server and server.fork(["--version"], str(cfg._root), dict(os.environ)) is None: sys.exit("it was not warm")
+    if server and probe(server, cfg) is None: sys.exit("the server had failed")
     return tuple(map(median, zip(*taken, strict=True)))
 
 
@@ -81,11 +81,17 @@ def direct(name: str, seconds: float, repeats: int) -> tuple[float, float]:
     return tuple(median(float(line.split()[k]) for line in lines if line) for k in (0, 1))
 
 
+def probe(server, cfg):
+    "A kernel that ends at once, or None"
+    with open(os.devnull, "w") as nowhere:
+        return server.fork(["--version"], str(cfg._root), dict(os.environ), (nowhere.fileno(), nowhere.fileno()))
+
+
 def opened(cfg):
     "A server that is ready, and what that took"
     from smoltraces.warm import Server
     server, start = Server(MODULES, {}), time.monotonic()
-    server.fork(["--version"], str(cfg._root), dict(os.environ)).wait()
+    probe(server, cfg).wait()
     print(f"server, once: {time.monotonic() - start:.1f} s, of it {cpu(server) - cpu(None):.1f} s of CPU\n")
     return server
 
