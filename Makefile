@@ -1,13 +1,14 @@
 # make reproduce [PROFILE=smoke|laptop|gpu|paper]   replay the paper
 # make test                                         everything CI checks
 # make lab                                          JupyterLab on the notebooks
+# make docs                                         the site in outputs/site, built offline
 # make lock                                         resolve requirements.lock again from pyproject.toml
 # make reference [PROFILE=…]                        keep a run's results, without its weights, in outputs/reference/
 # make readme                                       README.md from nbs/index.ipynb
 PYTHON ?= python3
 PROFILE ?= laptop
 BIN := .venv/bin
-.PHONY: reproduce test lab lock reference readme
+.PHONY: reproduce test lab docs lock reference readme
 
 reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
@@ -18,6 +19,9 @@ test: .venv/ready
 lab: .venv/ready
 	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" nbs/index.ipynb
+
+docs: .venv/ready
+	$(BIN)/python -c 'from smoltraces.site import build; print(build())'
 
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \

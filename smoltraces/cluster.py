@@ -21,7 +21,7 @@ from .plan import Stage, record_path
 from .runs import Need, Outcome, attempt
 from .settings import InputError, Settings, needs
 
-# %% ../nbs/54_cluster.ipynb #822b22fe
+# %% ../nbs/54_cluster.ipynb #acbd8ccd
 RETRIES = 3 # times that a stage begins again after its worker was lost
 _POLL = 2.0 # seconds until a worker hears that it is to stop
 
@@ -41,6 +41,19 @@ def _listen(bell, kernel: Kernel, end: threading.Event):
                 kernel.stop(STOPPED)
                 return
         except Exception: continue # the driver is gone, and this worker soon too; or busy
+
+
+_servers: dict[tuple[str, ...], object] = {} # of this worker
+
+
+def _warm(cfg: Settings, stage: Stage) -> type | None:
+    "Kernels with imports done, from a server that lives as long as this worker"
+    from smoltraces.students import switches
+    from smoltraces.warm import Server, cold, manager_class, preloads
+    names = preloads(cfg, stage)
+    if not names or not cfg.warm or cold(): return None
+    if names not in _servers: _servers[names] = Server(names, switches(cfg))
+    return manager_class(_servers[names])
 
 
 def work(
@@ -63,7 +76,8 @@ def work(
     locks = Locks(cfg.path("runs", ".locks"))
     try:
         if store: store.pull(inputs)
-        outcome = attempt(cfg, stage, overrides, locks, kernel=kernel, source={**source, "machine": hardware()})
+        outcome = attempt(cfg, stage, overrides, locks, kernel=kernel, base=_warm(cfg, stage),
+                          source={**source, "machine": hardware()})
         if store and outcome.state != "held": store.finished(stage)
         return outcome
     except StageError as e:
@@ -74,7 +88,7 @@ def work(
         end.set()
         locks.close()
 
-# %% ../nbs/54_cluster.ipynb #f22ff307
+# %% ../nbs/54_cluster.ipynb #bfefb2b4
 class Bell:
     "Rung once, heard by all"
     def __init__(self): self.asked = False
@@ -119,7 +133,7 @@ class Cluster:
         self.most = max(16, 4 * int(ray.cluster_resources().get("CPU", 1)))
         if cfg.jobs: self.most = cfg.jobs
         self.bell = ray.remote(num_cpus=0)(Bell).remote()
-        self.task = ray.remote(max_retries=RETRIES, max_calls=1)(work)
+        self.task = ray.remote(max_retries=RETRIES)(work)
 
     def _options(self, stage: Stage) -> dict:
         "What a stage asks of Ray; no more than one machine has, or it would wait for ever"

@@ -6,7 +6,7 @@
 __all__ = ['TEACHER', 'Stage', 'plan', 'code_hash', 'notebook_of', 'input_path', 'Hashes', 'Changed', 'record_path', 'records',
            'basis', 'reason', 'by_records', 'State', 'assess']
 
-# %% ../nbs/50_plan.ipynb #fa195405
+# %% ../nbs/50_plan.ipynb #3571c84a
 import ast
 import hashlib
 import json
@@ -22,6 +22,7 @@ from typing import Literal, NamedTuple
 import smoltraces
 from .files import read_json, sha256, write_json
 from .settings import InputError, Settings, load_settings, slug
+from .students import cache_folder
 
 # %% ../nbs/50_plan.ipynb #bba13724
 @dataclass(frozen=True)
@@ -103,23 +104,42 @@ def plan(
                   ("results.parquet", "comparisons.parquet", "claims.parquet", "tables", "figures", "report.html"),
                   gathers=True)]
 
-# %% ../nbs/50_plan.ipynb #656413b1
-def _imports(source: str) -> set[str]:
+# %% ../nbs/50_plan.ipynb #24065781
+def _imports(tree: ast.AST) -> list[str]:
     "Modules of this package that Python source imports"
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             inside = node.level or (node.module or "").startswith("smoltraces")
             if inside: found.add((node.module or "").removeprefix("smoltraces").lstrip("."))
-    return found - {""}
-
-
-def _plain(source: str) -> str: return ast.unparse(ast.parse(source)) # without comments and layout
+    return sorted(found - {""})
 
 
 def _code(notebook: Path) -> str:
     cells = [c for c in read_json(notebook)["cells"] if c["cell_type"] == "code"]
     return "\n".join("".join(c["source"]) for c in cells if "aside" not in c["metadata"].get("tags", []))
+
+
+class _Sources:
+    "What Python sources say, comments and layout apart: a hash of each, and what it imports; parsed once on a machine"
+    def __init__(self):
+        self.file, self.new = cache_folder() / "sources.json", False
+        try: self.known = read_json(self.file)
+        except InputError: self.known = {}
+
+    def __call__(self, source: str) -> tuple[str, list[str]]:
+        key = hashlib.sha256(source.encode()).hexdigest()
+        if key not in self.known:
+            tree = ast.parse(source)
+            plain = hashlib.sha256(ast.unparse(tree).encode()).hexdigest()
+            self.known[key], self.new = [plain, _imports(tree)], True
+        return tuple(self.known[key])
+
+    def save(self):
+        "Remember what was parsed; without that it is parsed again next time"
+        if not self.new: return
+        try: write_json(self.file, self.known)
+        except (InputError, OSError): pass
 
 
 _parser = threading.Lock() # Python 3.11 cannot parse in two threads at once
@@ -134,13 +154,16 @@ def code_hash(
 
 @lru_cache
 def _hash(notebook: Path) -> str:
-    source = _plain(_code(notebook))
-    todo, seen = _imports(source), {}
+    sources = _Sources()
+    plain, imports = sources(_code(notebook))
+    todo, seen = set(imports), {}
     while todo - seen.keys():
         module = sorted(todo - seen.keys())[0]
-        seen[module] = _plain((Path(smoltraces.__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-        todo |= _imports(seen[module])
-    return hashlib.sha256(json.dumps([source, sorted(seen.items())]).encode()).hexdigest()
+        text = (Path(smoltraces.__file__).parent / f"{module}.py").read_text(encoding="utf-8")
+        seen[module], more = sources(text)
+        todo |= set(more)
+    sources.save()
+    return hashlib.sha256(json.dumps([plain, sorted(seen.items())]).encode()).hexdigest()
 
 
 def notebook_of(cfg: Settings, stage: Stage) -> Path:
