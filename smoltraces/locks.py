@@ -19,7 +19,7 @@ from pathlib import Path
 from .files import read_json
 from .settings import InputError
 
-# %% ../nbs/51_locks.ipynb #8147896d
+# %% ../nbs/51_locks.ipynb #56f606f7
 BEAT, STALE = 5.0, 30.0 # seconds between beats, and without one until a lock counts as left behind
 
 
@@ -68,7 +68,12 @@ class Locks:
             file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.held[name] = file, Owner(platform.node(), os.getpid(), machine(), now())
-            self._write(name)
+            try: self._write(name)
+            except OSError: # a full disk
+                del self.held[name]
+                os.close(file)
+                (self.folder / name).unlink()
+                raise
         if self.thread is None:
             self.thread = threading.Thread(target=self._keep, daemon=True)
             self.thread.start()

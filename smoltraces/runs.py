@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'attempt', 'cores', 'Need', 'need', 'Room', 'Engine', 'Threads', 'Progress', 'clock', 'Run', 'chosen',
            'reproduce']
 
-# %% ../nbs/53_runs.ipynb #23ba0ce7
+# %% ../nbs/53_runs.ipynb #1b97b71b
 import contextlib
 import os
 import signal
@@ -21,7 +21,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple, Protocol
 
 from .execute import STOPPED, Kernel, StageError, execute
-from .files import read_json, sha256, write_json
+from .files import read_json, sha256, why_not, write_json
 from .locks import Locks, Owner, now
 from .origin import gpus, origin
 from .plan import Changed, Hashes, Stage, by_records, plan, reason, record_path, records
@@ -30,7 +30,7 @@ from .settings import InputError, Settings, needs
 from .store import glance
 from .students import locate
 
-# %% ../nbs/53_runs.ipynb #c149c5cf
+# %% ../nbs/53_runs.ipynb #59c2c99a
 class Outcome(NamedTuple):
     "How an attempt at a stage ended, where it did not raise"
     state: str # ran, done (by somebody else), or held (somebody else is at it)
@@ -46,7 +46,11 @@ def attempt(
     **how, # For `execute`
 ) -> Outcome: # Raises StageError
     "Run a stage unless it is done or held by another run"
-    if owner := locks.take(stage.name): return Outcome("held", owner=owner)
+    try:
+        if owner := locks.take(stage.name): return Outcome("held", owner=owner)
+    except OSError as e: # the disk takes not even a lock
+        why = why_not(e, record_path(cfg, stage)) or f"{type(e).__name__}: {e}"
+        raise StageError(f"{stage} cannot run: {scrub(why, cfg._root)}", 1, type(e).__name__, why) from None
     try:
         try: record = read_json(record_path(cfg, stage))
         except InputError: record = None
@@ -233,7 +237,7 @@ def clock(seconds: float) -> str:
     days, rest = divmod(int(seconds), 86_400)
     return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
 
-# %% ../nbs/53_runs.ipynb #99111a53
+# %% ../nbs/53_runs.ipynb #00a7b9a5
 @dataclass
 class Run:
     "A plan on its way through an engine"
@@ -277,9 +281,9 @@ class Run:
     def _receive(self, stages: list[Stage]):
         "Stages whose predecessors have ended, one way or another"
         for stage in stages:
-            lost = next((b for b in self.before[stage] if b.name in self.failed or b.name in self.skipped), None)
-            if lost and not stage.gathers:
-                self.skipped[stage.name] = f"needs {lost}"
+            lost = [b for b in self.before[stage] if b.name in self.failed or b.name in self.skipped]
+            if lost and (not stage.gathers or len(lost) == len(self.before[stage])):
+                self.skipped[stage.name] = f"needs {lost[0]}"
                 self._over(stage)
             elif (changed := self._changed(stage)) is None:
                 self._over(stage, "done before" if len(self.stages) < 100 else "")

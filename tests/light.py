@@ -13,42 +13,47 @@ import nbformat
 from conftest import ROOT, environment
 
 SETUP = """
-import os, signal, sys, time
+import hashlib, json, os, signal, sys, time
 from pathlib import Path
-from smoltraces.files import write_text, write_json, sha256, atomic
 from smoltraces.settings import from_notebook, slug
 cfg = from_notebook(globals())
 student = globals().get("student") or cfg.students[0]
 who = f"{student} {globals().get('variant', '')} {globals().get('seed', '')}"
+def put(name, text):
+    path = cfg.path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    half.write_text(text)
+    half.replace(path)
+def of(*names):
+    return "".join(hashlib.sha256(cfg.path(n).read_bytes()).hexdigest() for n in names if cfg.path(n).exists())
 print("begin", who, flush=True)
 time.sleep(float(os.environ.get("LIGHT_SECONDS", "0.2")))
 if (spoil := os.environ.get("LIGHT_SPOIL", "")) and eval(spoil): exec(os.environ["LIGHT_HOW"])
-def of(*names): return "".join(sha256(cfg.path(n)) for n in names if cfg.path(n).exists())
 """
 BODIES = {
     "1_build_data": """
 for name in ("problems.parquet", "problems/funnel.json", *(f"data/{v}.parquet" for v in cfg.variants)):
-    write_text(cfg.path(name), f"{name} {cfg.n_train}")
-write_json(cfg.path("data", "manifest.json"), {"variants": {v: {"cost_usd": 0.5} for v in cfg.variants}})
+    put(name, f"{name} {cfg.n_train}")
+put("data/manifest.json", json.dumps({"variants": {v: {"cost_usd": 0.5} for v in cfg.variants}}))
 """,
     "2_analyse_traces": """
 names = [f"style/{v}.parquet" for v in cfg.variants] if of_ == "teachers" else ["style/students.parquet"]
-for name in names: write_text(cfg.path(name), name + of(*(f"data/{v}.parquet" for v in cfg.variants)))
+for name in names: put(name, name + of(*(f"data/{v}.parquet" for v in cfg.variants)))
 """,
     "3_finetune": """
-with atomic(cfg.path("students", slug(student), variant, f"seed-{seed}")) as folder:
-    folder.mkdir()
-    write_text(folder / "model.safetensors", who + of(f"data/{variant}.parquet") + str(cfg.epochs))
+weights = f"students/{slug(student)}/{variant}/seed-{seed}/model.safetensors"
+put(weights, who + of(f"data/{variant}.parquet") + str(cfg.epochs))
 """,
     "4_evaluate": """
-place = ("students", slug(student), variant, f"seed-{seed}")
+place = f"{slug(student)}/{variant}/seed-{seed}"
 for b in cfg.benchmark_names:
-    write_text(cfg.path("predictions", *place[1:], f"{b}.parquet"), who + b + of("problems.parquet", "/".join(place)))
+    put(f"predictions/{place}/{b}.parquet", who + b + of("problems.parquet", f"students/{place}/model.safetensors"))
 """,
     "5_figures": """
 found = sorted(p.relative_to(cfg.path()).as_posix() for p in cfg.path("predictions").rglob("*.parquet"))
 for name in ("results.parquet", "comparisons.parquet", "claims.parquet", "report.html", "tables/a.md", "figures/a.svg"):
-    write_text(cfg.path(name), "\\n".join(found) + of(*found))
+    put(name, "\\n".join(found) + of(*found))
 """}
 HEAD = {"2_analyse_traces": "of = None", "3_finetune": "student = None\nvariant = 'ST-HC'\nseed = 0",
         "4_evaluate": "student = None\nvariant = 'ST-HC'\nseed = 0"}
