@@ -23,7 +23,7 @@ from .publish import without_paths
 from .settings import Settings, find_settings
 from .tables import benchmark_title, student_label
 
-# %% ../nbs/44_provenance.ipynb #1c69c2a9
+# %% ../nbs/44_provenance.ipynb #bf33048a
 def public(value, root: Path = Path()) -> str:
     "A setting or a manifest's entry without machine paths, credentials and the environment's secrets"
     if isinstance(value, (list, tuple)): return ", ".join(public(v, root) for v in value) or "none"
@@ -63,7 +63,10 @@ def _settings(cfg: Settings) -> str:
     changed = changed.drop(columns=[c for c in ("profile", "default") if not changed[c].any()])
     said = "The profile's own settings." if "profile" not in changed else (
         "Where the column profile has an entry, this run was given another value than settings.ini holds.")
-    return (table(changed, f"Settings that differ from [DEFAULT] or have no default. {said}") +
+    own = pd.DataFrame([{"for": public(name), "setting": key, "value": public(value)}
+                        for name, keys in cfg._own.items() for key, value in keys.items()])
+    alone = table(own, "Set for one student or variant alone, in a section of its own.") if len(own) else ""
+    return (table(changed, f"Settings that differ from [DEFAULT] or have no default. {said}") + alone +
             facts("The other settings", table(rows.loc[rows.changed == 0, ["setting", "value", "meaning"]])))
 
 # %% ../nbs/44_provenance.ipynb #089ef751
