@@ -10,8 +10,9 @@
 #SBATCH --output=outputs/slurm-%j.log
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
+export PATH="$PWD/.venv/bin:$PATH" # symmetric-run calls ray by its name
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | awk '{print $1}')
 exec srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
-	.venv/bin/ray symmetric-run --address "$address:${RAY_PORT:-6379}" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
-	.venv/bin/smoltraces reproduce --engine ray --address auto "$@"
+	ray symmetric-run --address "$address:${RAY_PORT:-6379}" --min-nodes "$SLURM_JOB_NUM_NODES" -- \
+	smoltraces reproduce --engine ray --address auto "$@"

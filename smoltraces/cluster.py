@@ -21,7 +21,7 @@ from .plan import Stage, record_path
 from .runs import Need, Outcome, attempt
 from .settings import InputError, Settings, needs
 
-# %% ../nbs/54_cluster.ipynb #acbd8ccd
+# %% ../nbs/54_cluster.ipynb #936dc52a
 RETRIES = 3 # times that a stage begins again after its worker was lost
 _POLL = 2.0 # seconds until a worker hears that it is to stop
 
@@ -67,6 +67,8 @@ def work(
     inputs: dict[str, str], # Hashes of what the stage reads
 ) -> Outcome | StageError:
     "What a Ray worker does: one stage"
+    import ray
+    if ray.get(bell.rung.remote()): return StageError(f"{stage} was not begun.", 130, STOPPED, STOPPED)
     _environment(environment)
     store, kernel, end = None, Kernel(), threading.Event()
     if artefacts:
@@ -88,7 +90,7 @@ def work(
         end.set()
         locks.close()
 
-# %% ../nbs/54_cluster.ipynb #bfefb2b4
+# %% ../nbs/54_cluster.ipynb #e91aa7e9
 class Bell:
     "Rung once, heard by all"
     def __init__(self): self.asked = False
@@ -126,7 +128,7 @@ class Cluster:
         more = {"runtime_env": _shipped(cfg)} if artefacts else {}
         address = address or os.environ.get("RAY_ADDRESS")
         if address: more["address"] = address
-        else: more |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        else: more |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         if self.own: _connect(ray, address, {"log_to_driver": False, "logging_level": "error", **more})
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.largest = {kind: max(node.get(kind, 0) for node in alive) for kind in ("CPU", "GPU", "memory")}

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -49,6 +50,8 @@ def ray_address(tmp_path_factory):
     for pid in below:
         try: os.kill(pid, 9)
         except ProcessLookupError: pass
+    note = Path(tempfile.gettempdir(), "ray", "ray_current_cluster")  # or the next Ray looks for this one
+    if note.exists() and str(port) in note.read_text(): note.unlink()
 
 
 def on_ray(folder: Path, address: str, *arguments: str, **extra) -> subprocess.Popen:
@@ -61,6 +64,27 @@ def without(tmp_path_factory) -> Path:
     process = start(folder, *FEW)
     assert process.communicate() and process.returncode == 0
     return folder
+
+
+def test_slurm(without, tmp_path):
+    "The script, with a SLURM that lends this machine alone; first, for it starts a Ray where none may be"
+    folder, fake = light(tmp_path / "p"), tmp_path / "bin"
+    fake.mkdir()
+    for name, body in {"srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"', "scontrol": "echo localhost",
+                       "hostname": "echo 127.0.0.1"}.items():
+        (fake / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (fake / name).chmod(0o755)
+    (folder / ".venv").mkdir()
+    (folder / ".venv" / "bin").symlink_to(BIN)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = environment(PATH=f"{fake}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_NODELIST="localhost",
+                      SLURM_JOB_NUM_NODES="1", RAY_AUTH_MODE="disabled", RAY_PORT=str(port))
+    done = subprocess.run(["bash", ROOT / "nbs" / "slurm.sh", "--profile", "smoke", *FEW], cwd=folder, env=env,
+                          capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0 and "13 stages ran" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
+    assert results(folder) == results(without)
 
 
 def test_the_same_file_by_file(without, ray_address, tmp_path):
@@ -143,24 +167,3 @@ def test_no_cluster_there(tmp_path):
     process = on_ray(light(tmp_path / "p"), "127.0.0.1:1")
     _, said = process.communicate(timeout=200)
     assert process.returncode == 2 and "No Ray cluster answers at 127.0.0.1:1" in said, said
-
-
-def test_slurm(without, tmp_path):
-    "The script, with a SLURM that lends this machine alone"
-    folder, fake = light(tmp_path / "p"), tmp_path / "bin"
-    fake.mkdir()
-    for name, body in {"srun": 'while [[ "$1" == --* ]]; do shift; done; exec "$@"', "scontrol": "echo localhost",
-                       "hostname": "echo 127.0.0.1"}.items():
-        (fake / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
-        (fake / name).chmod(0o755)
-    (folder / ".venv").mkdir()
-    (folder / ".venv" / "bin").symlink_to(BIN)
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = environment(PATH=f"{fake}:{os.environ['PATH']}", SLURM_SUBMIT_DIR=str(folder), SLURM_JOB_NODELIST="localhost",
-                      SLURM_JOB_NUM_NODES="1", RAY_AUTH_MODE="disabled", RAY_PORT=str(port))
-    done = subprocess.run(["bash", ROOT / "nbs" / "slurm.sh", "--profile", "smoke", *FEW], cwd=folder, env=env,
-                          capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0 and "13 stages ran" in done.stdout, done.stdout[-2000:] + done.stderr[-2000:]
-    assert results(folder) == results(without)
