@@ -5,9 +5,12 @@
 # %% auto #0
 __all__ = ['RETRIES', 'work', 'Bell', 'Cluster']
 
-# %% ../nbs/54_cluster.ipynb #a8176d4b
+# %% ../nbs/54_cluster.ipynb #e4de4d54
 import math
 import os
+import shutil
+import socket
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -90,7 +93,7 @@ def work(
         end.set()
         locks.close()
 
-# %% ../nbs/54_cluster.ipynb #e91aa7e9
+# %% ../nbs/54_cluster.ipynb #883fcc88
 class Bell:
     "Rung once, heard by all"
     def __init__(self): self.asked = False
@@ -98,19 +101,25 @@ class Bell:
     def rung(self) -> bool: return self.asked
 
 
-def _shipped(cfg: Settings) -> dict:
+def _shipped(cfg: Settings, folder: Path) -> dict:
     "The notebooks and settings of this project, for machines that do not share its folder"
-    return {"working_dir": str(cfg._root), "excludes": [
-        "/*", "!/nbs", "/nbs/*", "!/nbs/experiments", "!/settings.ini", "!/requirements.lock"]}
+    shutil.copytree(cfg._root / "nbs" / "experiments", folder / "nbs" / "experiments")
+    for name in ("settings.ini", "requirements.lock"):
+        if (cfg._root / name).is_file(): shutil.copy(cfg._root / name, folder)
+    return {"working_dir": str(folder)}
 
 
 def _connect(ray, address: str | None, options: dict, attempts: int = 3):
     "Join a cluster, or start a Ray of our own; a busy machine may need more than one try"
+    absent = InputError(f"No Ray cluster answers at {address}: start one with `ray start --head`, or leave "
+                        "--address out.")
+    place, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if port.isdigit(): # Ray itself would try for minutes
+        try: socket.create_connection((place, int(port)), timeout=10).close()
+        except OSError: raise absent from None
     for k in range(1, attempts + 1):
         try: return ray.init(**options)
-        except (ConnectionError, ValueError) as e:
-            raise InputError(f"No Ray cluster answers at {address} ({type(e).__name__}): start one with "
-                             "`ray start --head`, or leave --address out.") from None
+        except (ConnectionError, ValueError): raise absent from None
         except Exception as e: # Ray's own words for a slow start, in no class of their own
             if "timed out during startup" not in str(e) or k == attempts: raise
             ray.shutdown()
@@ -125,7 +134,8 @@ class Cluster:
         self.known: dict[str, str] = {} # hashes of what stages wrote
         self.source, self.tasks, self.own = origin(cfg), {}, not ray.is_initialized()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        more = {"runtime_env": _shipped(cfg)} if artefacts else {}
+        self.shipped = tempfile.TemporaryDirectory()
+        more = {"runtime_env": _shipped(cfg, Path(self.shipped.name))} if artefacts else {}
         address = address or os.environ.get("RAY_ADDRESS")
         if address: more["address"] = address
         else: more |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
@@ -191,6 +201,7 @@ class Cluster:
 
     def close(self):
         if self.own: self.ray.shutdown()
+        self.shipped.cleanup()
 
 
 def _gpu_gb() -> float:
