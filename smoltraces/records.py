@@ -23,7 +23,7 @@ from .files import read_json, sha256
 from .locks import Locks
 from .settings import BENCHMARK_NAMES, InputError, benchmark_name
 
-# %% ../nbs/56_records.ipynb #737fc2d4
+# %% ../nbs/56_records.ipynb #17bc88e1
 def inside(
     name: str, # e.g. data/ST.parquet
 ) -> bool:
@@ -93,7 +93,7 @@ def read_records(
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder} is no folder: name that of a run, such as outputs/laptop.")
     root, records = folder.resolve(), []
-    for file in sorted((folder / "runs").glob("*.json")):
+    for file in sorted((folder / "runs").glob("[!.]*.json")):
         if file.name.endswith(".failed.json") or not (file.is_file() or file.is_symlink()): continue
         told, wrong = read_told(root, file)
         wrong = wrong or _wrong(file.stem, told)

@@ -145,7 +145,7 @@ def test_what_it_writes_past_the_notebook_goes_where_it_was_told(server):
     process = asyncio.run(go(into))
     os.close(into)
     with open(out, "rb") as told: said = told.read() # to its end: nobody else holds it open
-    assert isinstance(process, Forked) and b"outerr" in said
+    assert isinstance(process, Forked) and (b"outerr" in said or b"errout" in said)  # one file, in either order
 
 
 def test_several_threads_at_once(server):
