@@ -2,7 +2,6 @@
 reads, and takes as long as it is told. For tests of what runs notebooks, not of what notebooks do."""
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -70,7 +69,9 @@ def light(folder: Path) -> Path:
         kernel = {"name": "python3", "language": "python", "display_name": "python3"}
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / "nbs" / "experiments" / f"{name}.ipynb")
-    shutil.copy(ROOT / "settings.ini", folder)
+    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
+    assert "\nwarm = true\n" in settings
+    (folder / "settings.ini").write_text(settings.replace("\nwarm = true\n", "\nwarm = false\n"))  # nothing to import
     return folder
 
 
