@@ -23,7 +23,7 @@ from .publish import without_paths
 from .settings import Settings, find_settings
 from .tables import benchmark_title, student_label
 
-# %% ../nbs/44_provenance.ipynb #bf33048a
+# %% ../nbs/44_provenance.ipynb #bd43a1d0
 def public(value, root: Path = Path()) -> str:
     "A setting or a manifest's entry without machine paths, credentials and the environment's secrets"
     if isinstance(value, (list, tuple)): return ", ".join(public(v, root) for v in value) or "none"
@@ -49,7 +49,6 @@ def settings_table(cfg: Settings) -> pd.DataFrame: # setting, here, profile, def
         if key in ("profile", "out"): continue
         value = getattr(cfg, key)
         changed = 2 if value != typed[key] else 1 if key not in defaults or value != base[key] else 0
-        if key.endswith("_key") and not re.fullmatch(r"[A-Z][A-Z0-9_]*", value): value = "not shown: no variable's name"
         rows.append({"setting": key, "value": public(value, cfg._root), "changed": changed,
                      "profile": public(typed[key], cfg._root) if changed == 2 else "",
                      "default": public(base[key], cfg._root) if key in defaults and changed else "",

@@ -100,7 +100,7 @@ def run(folder, hostile: bool = False, **keys) -> Settings:
 @pytest.fixture(scope="module")
 def cfg(tmp_path_factory) -> Settings:
     return run(tmp_path_factory.mktemp("run"), benchmarks="embedded, embedded_hard, gpqa_diamond",
-               evaluate_teacher=True, learning_rate=1e-5, max_length=1023, student_key=SECRET,
+               evaluate_teacher=True, learning_rate=1e-5, max_length=1023,
                student_url=f"https://ana:{SECRET}@host/v1")
 
 
