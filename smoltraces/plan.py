@@ -6,7 +6,7 @@
 __all__ = ['TEACHER', 'Stage', 'plan', 'code_hash', 'notebook_of', 'input_path', 'Hashes', 'Changed', 'record_path', 'records',
            'basis', 'reason', 'by_records', 'State', 'assess']
 
-# %% ../nbs/50_plan.ipynb #3571c84a
+# %% ../nbs/50_plan.ipynb #10f08d5a
 import ast
 import hashlib
 import json
@@ -19,12 +19,14 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from pydantic_core import from_json
+
 import smoltraces
 from .files import read_json, sha256, write_json
 from .settings import InputError, Settings, load_settings, slug
 from .students import cache_folder
 
-# %% ../nbs/50_plan.ipynb #bba13724
+# %% ../nbs/50_plan.ipynb #619c5ace
 @dataclass(frozen=True)
 class Stage:
     "One execution of an experiment notebook"
@@ -34,11 +36,11 @@ class Stage:
     outputs: tuple[str, ...] # … and writes
     parameters: dict = field(default_factory=dict) # Papermill parameters besides the settings
     gathers: bool = False # Whether it makes do with those inputs that are there
+    name: str = field(init=False) # e.g. 3_finetune-embedded--smollm2-135m-instruct-ST-HC-seed-0
 
-    @cached_property
-    def name(self) -> str: # e.g. 3_finetune-embedded--smollm2-135m-instruct-ST-HC-seed-0
-        return "-".join([self.notebook, *(f"seed-{v}" if k == "seed" else slug(str(v))
-                                          for k, v in self.parameters.items())])
+    def __post_init__(self):
+        words = (f"seed-{v}" if k == "seed" else slug(str(v)) for k, v in self.parameters.items())
+        object.__setattr__(self, "name", "-".join([self.notebook, *words]))
 
     @cached_property
     def title(self) -> str: # e.g. 3_finetune smollm2-135m-instruct ST-HC seed 0
@@ -230,7 +232,7 @@ def _sign(path: str) -> tuple[str, int]:
     return (";".join(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for name, s in found),
             max((s.st_mtime_ns for _, s in found), default=0))
 
-# %% ../nbs/50_plan.ipynb #46ec57b4
+# %% ../nbs/50_plan.ipynb #8c4bc208
 class Changed(NamedTuple):
     "Why a stage is not done"
     kind: Literal["new", "setting", "input", "parameter", "code", "output"]
@@ -251,7 +253,7 @@ def records(
     for entry in os.scandir(cfg.path("runs")) if cfg.path("runs").is_dir() else ():
         if not entry.name.endswith(".json") or entry.name.endswith(".failed.json") or entry.name[0] == ".": continue
         try:
-            with open(entry.path, "rb") as f: record = json.loads(f.read())
+            with open(entry.path, "rb") as f: record = from_json(f.read()) # a third of json's time, for ten thousand
         except (OSError, ValueError): continue
         if isinstance(record, dict) and _basis <= record.keys(): found[entry.name.removesuffix(".json")] = record
     return found

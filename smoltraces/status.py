@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Row', 'Status', 'status', 'links', 'render', 'show']
 
-# %% ../nbs/55_status.ipynb #9e86c4f0
+# %% ../nbs/55_status.ipynb #b4458e87
 import calendar
 import json
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .estimates import estimates
 from .execute import executed_path, failure_path, log_path
@@ -21,9 +21,8 @@ from .plan import Stage, by_records, plan, records
 from .runs import clock, cores
 from .settings import InputError, Settings, load_settings
 
-# %% ../nbs/55_status.ipynb #dab93e1f
-@dataclass(frozen=True)
-class Row:
+# %% ../nbs/55_status.ipynb #95a96e39
+class Row(NamedTuple):
     "How one stage stands"
     stage: Stage
     state: str # running, failed, done, stale, to do
