@@ -561,6 +561,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'smoltraces.execute.executed_path': ('execute.html#executed_path', 'smoltraces/execute.py'),
                                     'smoltraces.execute.failure_path': ('execute.html#failure_path', 'smoltraces/execute.py'),
                                     'smoltraces.execute.growing_path': ('execute.html#growing_path', 'smoltraces/execute.py'),
+                                    'smoltraces.execute.interruptible': ('execute.html#interruptible', 'smoltraces/execute.py'),
                                     'smoltraces.execute.log_path': ('execute.html#log_path', 'smoltraces/execute.py'),
                                     'smoltraces.execute.tidy': ('execute.html#tidy', 'smoltraces/execute.py')},
             'smoltraces.explore': { 'smoltraces.explore.Cell': ('explore.html#cell', 'smoltraces/explore.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'GRACE', 'StageError', 'failure_path', 'log_path', 'growing_path', 'executed_path', 'tidy', 'drain',
-           'Kernel', 'clear', 'execute']
+           'interruptible', 'Kernel', 'clear', 'execute']
 
 # %% ../nbs/52_execute.ipynb #d22ea2c2
 import contextlib
@@ -63,7 +63,7 @@ def tidy(
             for o in cell["outputs"]:
                 if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
 
-# %% ../nbs/52_execute.ipynb #c6c75b58
+# %% ../nbs/52_execute.ipynb #b19da716
 GRACE = 30.0 # seconds between asking a notebook to stop and killing it
 
 
@@ -77,6 +77,14 @@ def drain(log: Log) -> int: # A file descriptor to write to
                 with contextlib.suppress(ValueError): log.write(line) # closed already
     threading.Thread(target=copy, daemon=True).start()
     return into
+
+
+@contextlib.contextmanager
+def interruptible():
+    "What is started here hears an interrupt, also where this process is deaf to it, as Ray's workers are"
+    before = signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
@@ -118,8 +126,9 @@ class Kernel:
         class Manager(parent):
             async def start_kernel(self, **options):
                 said = drain(log)
-                try: await super().start_kernel(**options | dict(env={**os.environ, **environment}, stdout=said,
-                                                                 stderr=said))
+                options |= dict(env={**os.environ, **environment}, stdout=said, stderr=said)
+                try:
+                    with interruptible(): await super().start_kernel(**options)
                 finally: os.close(said)
                 handle.manager, handle.pid = self, self.provisioner.pid
         return Manager
@@ -128,7 +137,7 @@ class Kernel:
         "Go no further where it was asked to stop: an interrupt between two cells is lost on a kernel"
         if self.asked: raise KeyboardInterrupt(self.asked)
 
-# %% ../nbs/52_execute.ipynb #37312d7d
+# %% ../nbs/52_execute.ipynb #703b868d
 _bad_input = ("InputError", "OutOfBudget", "Unconfirmed", "Spoilt")
 
 
@@ -156,6 +165,7 @@ def _explain(error: BaseException, kernel: Kernel, kills: int) -> tuple[str, str
     name, cell = getattr(error, "ename", type(error).__name__), getattr(error, "cell_index", None)
     if kernel.asked and name in ("KeyboardInterrupt", "DeadKernelError"):
         return (STOPPED if kernel.asked == STOPPED else "TimeLimit"), kernel.asked, cell
+    if isinstance(error, KeyboardInterrupt): return STOPPED, "it was interrupted", cell
     if type(error).__name__ == "DeadKernelError": return "DeadKernel", _death(kernel, kills), cell
     if isinstance(error, InputError): return "InputError", str(error), cell
     words = getattr(error, "evalue", str(error))

@@ -57,7 +57,7 @@ def unsafe() -> str: # Empty where there is nothing
             return "an import opened the GPU"
     return ""
 
-# %% ../nbs/52_forking.ipynb #bdcc667e
+# %% ../nbs/52_forking.ipynb #9446e70e
 def become(
     channel: socket.socket, # To whoever asked: the request comes in, the process id goes out
     outputs: list[int], # Standard output and error
@@ -68,6 +68,7 @@ def become(
     ctypes.CDLL(None).prctl(1, signal.SIGKILL) # PR_SET_PDEATHSIG
     if os.getppid() != server: os._exit(1) # it died before that
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT}) # a Ray worker's server is deaf to it
     for fd, standard in zip(outputs, (1, 2), strict=True): os.dup2(fd, standard)
     for fd in outputs: os.close(fd)
     with channel.makefile("rb") as lines: asked = json.loads(lines.readline())

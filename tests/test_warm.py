@@ -187,8 +187,9 @@ def test_exit_codes(server, code):
     assert asyncio.run(go()) == code
 
 
-def test_it_can_be_interrupted_shut_down_and_restarted(server):
-    async def go():
+@pytest.mark.parametrize("deaf", [False, True])  # deaf to interrupts, as Ray's workers are
+def test_it_can_be_interrupted_shut_down_and_restarted(server, deaf):
+    async def go(server):
         manager, client = await _started(server)
         asked = client.execute("import time\ntime.sleep(60)")
         await asyncio.sleep(0.5)
@@ -201,7 +202,11 @@ def test_it_can_be_interrupted_shut_down_and_restarted(server):
         client.stop_channels()
         await manager.shutdown_kernel()
         return reply["content"]["ename"], first, second
-    name, first, second = asyncio.run(go())
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT} if deaf else set())
+    try: used = Server(LIGHT, {}) if deaf else server
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    name, first, second = asyncio.run(go(used))
+    if deaf: used.close()
     assert name == "KeyboardInterrupt" and first != second and gone(first, second)
 
 
