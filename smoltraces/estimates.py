@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Estimate', 'longest_row', 'answering', 'needs', 'due', 'estimates', 'in_words', 'About', 'about']
 
-# %% ../nbs/50_estimates.ipynb #2628e4ab
+# %% ../nbs/50_estimates.ipynb #20486e8f
 import math
 import os
 import sqlite3
@@ -15,7 +15,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from .clock import Clock, _answers, _asked, _cell, _drawn, _parameters, _published, _shape, _whole, work
+from smoltraces.clock import (
+    DRAWN,
+    PUBLISHED,
+    Clock,
+    answers_wanted,
+    by_api,
+    cell_of,
+    is_record,
+    known_shape,
+    parameters_of,
+    work,
+)
 from .files import read_json
 from .memory import GB, SHAPES, Shape, cards, fit
 from .plan import Stage, input_path, plan, records
@@ -75,7 +86,7 @@ def answering(
     step = rows * s.vocabulary * 4 + 4 * rows * prompt * (s.hidden + s.intermediate) * bytes_
     return (s.parameters * bytes_ + cache + step) / GB
 
-# %% ../nbs/50_estimates.ipynb #de4b529b
+# %% ../nbs/50_estimates.ipynb #cb3fa7d7
 def _training_memory(cfg: Settings, student: str, variant: str) -> tuple[float | None, float | None]:
     card, offline = _card(), cfg.model_copy(update={"offline": True}) # the hub is not asked
     room = (card, "GPU") if card else (math.inf, "RAM")
@@ -85,10 +96,10 @@ def _training_memory(cfg: Settings, student: str, variant: str) -> tuple[float |
 
 
 def _answering_memory(cfg: Settings, student: str) -> tuple[float | None, float | None]:
-    card, s, libraries = _card(), _shape(student), _libraries["4_evaluate"]
+    card, s, libraries = _card(), known_shape(student), _libraries["4_evaluate"]
     if s is None: return None, None
     if cfg.backend == "vllm": return _on_gpu("4_evaluate", student), 0.9 * card # it takes all of that
-    rows = min(cfg.eval_batch_size, _answers(cfg.model_dump(mode="json")))
+    rows = min(cfg.eval_batch_size, answers_wanted(cfg.model_dump(mode="json")))
     prompt = _prompt[all(b.startswith("embedded") for b in cfg.benchmarks)]
     if not card: return libraries + answering(s, rows, prompt, cfg.max_new_tokens), 0
     least, most = (answering(s, n, prompt, cfg.max_new_tokens, 2) + 0.8 for n in (1, rows)) # CUDA's own
@@ -99,7 +110,7 @@ def _card() -> float: return min((card.gb for card in cards()), default=0.0) # G
 
 
 def _on_gpu(notebook: str, student: str) -> float: # RAM: CUDA's libraries, and the weights on their way; not measured
-    return _libraries[notebook] + 2.5 + 2 * _parameters(student) / GB
+    return _libraries[notebook] + 2.5 + 2 * parameters_of(student) / GB
 
 
 def needs(
@@ -107,8 +118,8 @@ def needs(
     stage: Stage,
 ) -> tuple[float | None, float | None]: # GB of RAM, and of each GPU; None where the student is not known
     "The memory of a stage"
-    student, variant = _cell(stage.parameters)
-    own, asked = cfg.of(student, variant) if student else cfg, _asked(cfg, student, variant)
+    student, variant = cell_of(stage.parameters)
+    own, asked = cfg.of(student, variant) if student else cfg, by_api(cfg, student, variant)
     if stage.notebook == "3_finetune": return _training_memory(own, student, variant)
     if stage.notebook == "4_evaluate" and not asked: return _answering_memory(own, student)
     if asked: return _libraries["1_build_data"], 0 # no torch
@@ -116,7 +127,7 @@ def needs(
     if stage.notebook == "1_build_data": return 1.0 if n > 1e4 else _libraries[stage.notebook], 0 # measured with 31,586
     return _libraries[stage.notebook] + n * _text[embedded], 0
 
-# %% ../nbs/50_estimates.ipynb #8c79b2f7
+# %% ../nbs/50_estimates.ipynb #55d25850
 class _Reader(Store):
     "The answers that were paid for, to be read alone; none where there is no store"
     def __init__(self, path: Path):
@@ -150,7 +161,7 @@ def _benchmark_rows(cfg: Settings, spec: str) -> list[dict]:
     name = spec.partition("@")[0]
     try: return load_benchmark(spec, cfg.path("problems.parquet"), True, cfg._root).to_dict("records")
     except InputError: # not built yet, or on the hub
-        n = getattr(cfg, _drawn[name]) if name in _drawn else _published.get(name, 0)
+        n = getattr(cfg, DRAWN[name]) if name in DRAWN else PUBLISHED.get(name, 0)
         return [{**asdict(_stand_in(name)), "cluster": ""}] * n
 
 
@@ -162,8 +173,8 @@ def due(
     "What a stage would have to pay for"
     if stage.notebook not in ("1_build_data", "4_evaluate"): return []
     from smoltraces.teachers import _models, bill, endpoint_of, store_path, student_endpoint
-    student, variant = _cell(stage.parameters)
-    if not (_asked(cfg, student, variant) if student else _models(cfg)): return []
+    student, variant = cell_of(stage.parameters)
+    if not (by_api(cfg, student, variant) if student else _models(cfg)): return []
     store = _Reader(store_path(cfg))
     try:
         if not student: return list(bill(cfg, _train_problems(cfg, record), store).values())
@@ -175,13 +186,13 @@ def due(
         return list(api.due({spec: _benchmark_rows(own, spec) for spec in own.benchmarks}).values())
     finally: store.close()
 
-# %% ../nbs/50_estimates.ipynb #7c72485e
+# %% ../nbs/50_estimates.ipynb #9b303831
 def _read(folder: Path, names: Iterable[str]) -> dict[str, dict]: # By the stage's name
     found = {}
     for name in names:
         try: record = read_json(folder / name)
         except (InputError, OSError): continue
-        if _whole(record): found[name.removesuffix(".json")] = record
+        if is_record(record): found[name.removesuffix(".json")] = record
     return found
 
 
@@ -199,7 +210,7 @@ def estimates(
     here = records(cfg) if known is None else known
     clock, cells, found = Clock(cfg, here, _reference(cfg)), {}, {}
     for stage in stages:
-        cell = stage.notebook, *_cell(stage.parameters)
+        cell = stage.notebook, *cell_of(stage.parameters)
         if cell not in cells: cells[cell] = _of_cell(cfg, stage, clock, here.get("1_build_data"))
         found[stage.name], own = cells[cell], clock.own.get(stage.name)
         if own is not None: found[stage.name] = replace(cells[cell], seconds=own, origin="measured here")

@@ -115,7 +115,7 @@ def test_a_changed_setting_reruns_what_depends_on_it(smoke):
     assert shown.count("setting max_new_tokens changed") == 6, shown
 
 
-def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
+def test_killed_run_resumes_on_ray_to_the_same_results(smoke, tmp_path):
     folder = project(tmp_path)
     command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke"]
     run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -127,7 +127,7 @@ def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
     finished = {p: p.read_text() for p in records.glob("[1-5]*.json")}
     assert 3 <= len(finished) < 15
     time.sleep(5)  # kernels notice that their parent is gone
-    done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
+    done = smoltraces("reproduce", "--profile", "smoke", "--engine", "ray", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {p: p.read_text() for p in finished} == finished
     assert f"{15 - len(finished)} stages ran" in done.stdout
@@ -136,6 +136,8 @@ def test_killed_run_resumes_to_the_same_results(smoke, tmp_path):
         assert (out(folder) / name).read_bytes() == (out(smoke) / name).read_bytes(), name
     pd.testing.assert_frame_equal(pd.read_parquet(out(folder) / "results.parquet"),
                                   pd.read_parquet(out(smoke) / "results.parquet"))
+    same = smoltraces("diff", str(out(smoke)), str(out(folder)), cwd=folder)  # weights, predictions, tables, figures
+    assert same.returncode == 0, same.stdout + same.stderr
 
 
 def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
