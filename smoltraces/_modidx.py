@@ -1636,6 +1636,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'smoltraces.training._less': ('training.html#_less', 'smoltraces/training.py'),
                                      'smoltraces.training._let_go': ('training.html#_let_go', 'smoltraces/training.py'),
                                      'smoltraces.training._longest': ('training.html#_longest', 'smoltraces/training.py'),
+                                     'smoltraces.training._numbered_cpu': ('training.html#_numbered_cpu', 'smoltraces/training.py'),
                                      'smoltraces.training._open_scratch': ('training.html#_open_scratch', 'smoltraces/training.py'),
                                      'smoltraces.training._recompute': ('training.html#_recompute', 'smoltraces/training.py'),
                                      'smoltraces.training._train': ('training.html#_train', 'smoltraces/training.py'),

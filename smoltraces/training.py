@@ -276,7 +276,7 @@ def _less(cfg: Settings, how: Layout) -> str:
     if cfg.method == "full": return "set method = lora"
     return f"lower max_length = {cfg.max_length}"
 
-# %% ../nbs/36_training.ipynb #e93e2f97
+# %% ../nbs/36_training.ipynb #0e89ac83
 def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path, show) -> dict:
     "`_train` in as many processes as there are devices"
     rows.to_pickle(scratch / "rows.pickle")
@@ -299,11 +299,20 @@ def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataF
         finally:
             if run.poll() is None: os.killpg(run.pid, 15)
             run.wait()
-    if (scratch / "error.json").exists(): raise InputError(read_json(scratch / "error.json")["message"])
+    if (scratch / "error.json").exists():
+        error = read_json(scratch / "error.json")
+        if error["input"]: raise InputError(error["message"])
+        raise RuntimeError(f"Training in {layout(cfg).processes} processes failed: {error['message']}")
     if run.returncode or not (scratch / "facts.json").exists():
         tail = (scratch / "output.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
         raise RuntimeError(f"Training in {layout(cfg).processes} processes failed:\n{tail}")
     return read_json(scratch / "facts.json")
+
+
+def _numbered_cpu():
+    "Let torch load to cpu:0, as transformers asks it to where several processes on a CPU go on from a checkpoint"
+    from torch.serialization import register_package
+    register_package(11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
 
 def _child():
@@ -313,13 +322,16 @@ def _child():
     cfg = Settings(**job["settings"])
     cfg._root = Path(job["root"])
     prepare(cfg)
+    _numbered_cpu()
 
     def show(rows, steps): write_json(scratch / "rows.json", {"rows": rows, "steps": steps})
     try: facts = _train(cfg, job["student"], job["variant"], job["seed"], pd.read_pickle(scratch / "rows.pickle"),
                         scratch, show)
-    except InputError as e:
-        write_json(scratch / "error.json", {"message": str(e)})
-        raise SystemExit(2) from None
+    except Exception as e:
+        bad, file = isinstance(e, InputError), scratch / "error.json"
+        if not file.exists(): # the first is the cause, the others lost their company
+            write_json(file, {"message": str(e) if bad else f"{type(e).__name__}: {e}", "input": bad})
+        raise
     if facts: write_json(scratch / "facts.json", facts)
 
 # %% ../nbs/36_training.ipynb #edede51a
