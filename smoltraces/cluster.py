@@ -93,7 +93,7 @@ def work(
         end.set()
         locks.close()
 
-# %% ../nbs/54_cluster.ipynb #883fcc88
+# %% ../nbs/54_cluster.ipynb #eaeaa10e
 class Bell:
     "Rung once, heard by all"
     def __init__(self): self.asked = False
@@ -138,7 +138,8 @@ class Cluster:
         more = {"runtime_env": _shipped(cfg, Path(self.shipped.name))} if artefacts else {}
         address = address or os.environ.get("RAY_ADDRESS")
         if address: more["address"] = address
-        else: more |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        else: more |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1",
+                       "_system_config": {"idle_worker_killing_time_threshold_ms": 3_600_000}} # workers stay warm
         if self.own: _connect(ray, address, {"log_to_driver": False, "logging_level": "error", **more})
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.largest = {kind: max(node.get(kind, 0) for node in alive) for kind in ("CPU", "GPU", "memory")}

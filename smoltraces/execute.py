@@ -6,7 +6,7 @@
 __all__ = ['STOPPED', 'GRACE', 'StageError', 'failure_path', 'log_path', 'growing_path', 'executed_path', 'tidy', 'drain',
            'interruptible', 'Kernel', 'clear', 'execute']
 
-# %% ../nbs/52_execute.ipynb #d22ea2c2
+# %% ../nbs/52_execute.ipynb #e4240ef0
 import contextlib
 import json
 import os
@@ -14,6 +14,7 @@ import re
 import shlex
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -63,7 +64,7 @@ def tidy(
             for o in cell["outputs"]:
                 if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
 
-# %% ../nbs/52_execute.ipynb #b19da716
+# %% ../nbs/52_execute.ipynb #7244cea7
 GRACE = 30.0 # seconds between asking a notebook to stop and killing it
 
 
@@ -93,6 +94,7 @@ class Kernel:
     pid: int | None = None
     asked: str = "" # Why it was asked to stop
     manager: object = None
+    sockets: tempfile.TemporaryDirectory | None = None
     timers: list[threading.Timer] = field(default_factory=list)
 
     def signal(self, number: int):
@@ -116,6 +118,7 @@ class Kernel:
 
     def done(self):
         self.pid = None
+        if self.sockets: self.sockets.cleanup()
         for timer in self.timers: timer.cancel()
 
     def manager_class(self, base: type | None, environment: dict[str, str], log: Log):
@@ -126,6 +129,8 @@ class Kernel:
         class Manager(parent):
             async def start_kernel(self, **options):
                 said = drain(log)
+                handle.sockets = tempfile.TemporaryDirectory(prefix="smoltraces-", ignore_cleanup_errors=True)
+                self.transport, self.ip = "ipc", f"{handle.sockets.name}/kernel" # free ports may be taken meanwhile
                 options |= dict(env={**os.environ, **environment}, stdout=said, stderr=said)
                 try:
                     with interruptible(): await super().start_kernel(**options)

@@ -1,6 +1,6 @@
-"""The smoke matrix through Ray against the built-in runner, in one go: python tests/benchmarks/engines.py [SEEDS] [cold]
+"""The smoke matrix through Ray against the built-in runner: python tests/benchmarks/engines.py [SEEDS] [cold]
 
-With `cold` also the built-in runner without warm kernels."""
+Both in one go, with their results compared. With `cold` also the built-in runner without warm kernels."""
 import shutil
 import subprocess
 import sys
