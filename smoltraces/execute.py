@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STOPPED', 'GRACE', 'StageError', 'failure_path', 'log_path', 'growing_path', 'executed_path', 'tidy', 'drain',
-           'interruptible', 'Kernel', 'clear', 'execute']
+           'socket_folder', 'interruptible', 'Kernel', 'clear', 'execute']
 
 # %% ../nbs/52_execute.ipynb #e4240ef0
 import contextlib
@@ -64,7 +64,7 @@ def tidy(
             for o in cell["outputs"]:
                 if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
 
-# %% ../nbs/52_execute.ipynb #7244cea7
+# %% ../nbs/52_execute.ipynb #23c73081
 GRACE = 30.0 # seconds between asking a notebook to stop and killing it
 
 
@@ -78,6 +78,12 @@ def drain(log: Log) -> int: # A file descriptor to write to
                 with contextlib.suppress(ValueError): log.write(line) # closed already
     threading.Thread(target=copy, daemon=True).start()
     return into
+
+
+def socket_folder() -> tempfile.TemporaryDirectory:
+    "A private folder for sockets, whose paths may have some hundred characters at most"
+    long = len(tempfile.gettempdir()) > 60
+    return tempfile.TemporaryDirectory(prefix="smoltraces-", dir="/tmp" if long else None, ignore_cleanup_errors=True)
 
 
 @contextlib.contextmanager
@@ -129,7 +135,7 @@ class Kernel:
         class Manager(parent):
             async def start_kernel(self, **options):
                 said = drain(log)
-                handle.sockets = tempfile.TemporaryDirectory(prefix="smoltraces-", ignore_cleanup_errors=True)
+                handle.sockets = socket_folder()
                 self.transport, self.ip = "ipc", f"{handle.sockets.name}/kernel" # free ports may be taken meanwhile
                 options |= dict(env={**os.environ, **environment}, stdout=said, stderr=said)
                 try:

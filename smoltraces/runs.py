@@ -6,7 +6,7 @@
 __all__ = ['Outcome', 'attempt', 'cores', 'Need', 'need', 'Room', 'Engine', 'Threads', 'Progress', 'clock', 'Run', 'chosen',
            'reproduce']
 
-# %% ../nbs/53_runs.ipynb #1b97b71b
+# %% ../nbs/53_runs.ipynb #f5c4e77d
 import contextlib
 import os
 import signal
@@ -29,6 +29,7 @@ from .privacy import scrub
 from .settings import InputError, Settings, needs
 from .store import glance
 from .students import locate
+from .warm import Server, manager_class, servers
 
 # %% ../nbs/53_runs.ipynb #59c2c99a
 class Outcome(NamedTuple):
@@ -121,7 +122,7 @@ class Room:
         self.cpus, self.ram_gb = self.cpus + need.cpus, self.ram_gb + need.ram_gb
         for i, gb in share.items(): self.gpus[i] += gb
 
-# %% ../nbs/53_runs.ipynb #c5addf4e
+# %% ../nbs/53_runs.ipynb #ee6e18f3
 class Engine(Protocol):
     "What executes stages"
     artefacts: str # URL of a store where the results are, blank where they are in the run's folder
@@ -144,8 +145,8 @@ class Threads:
     artefacts = ""
 
     def __init__(self, cfg: Settings, overrides: dict, wanted: dict[str, Need],
-                 base: Callable[[Stage], type | None] = lambda stage: None): # Kernel managers, e.g. of warm kernels
-        self.cfg, self.overrides, self.wanted, self.base = cfg, overrides, wanted, base
+                 server_of: Callable[[Stage], Server | None]): # Of warm kernels
+        self.cfg, self.overrides, self.wanted, self.server_of = cfg, overrides, wanted, server_of
         self.most = cfg.jobs or len(wanted)
         cpus = max(cores(cfg), cfg.jobs * (cfg.threads or 1)) # jobs may ask for more than there are
         self.devices = gpus()
@@ -159,9 +160,9 @@ class Threads:
         chosen = self.room.take(stage.name, self.wanted[stage.name])
         if chosen is None: return False
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, chosen))} if len(self.devices) > 1 and chosen else {}
-        kernel = Kernel()
+        kernel, server = Kernel(), self.server_of(stage)
         future = self.pool.submit(attempt, self.cfg, stage, self.overrides, self.locks, kernel=kernel,
-                                  base=self.base(stage), environment=environment, source=self.source)
+                                  base=server and manager_class(server), environment=environment, source=self.source)
         self.futures[future] = stage, kernel
         return True
 
@@ -400,7 +401,7 @@ def _summary(run: Run) -> StageError:
     code = max((e.code for e in run.failed.values()), key=lambda c: c == 1)
     return StageError(f"{words}. {first}", code, first.kind, first.why)
 
-# %% ../nbs/53_runs.ipynb #f825b6e8
+# %% ../nbs/53_runs.ipynb #c208dda0
 def reproduce(
     cfg: Settings,
     only: str | None = None, # Run the stages whose notebook's name holds this, e.g. "build" or "3_finetune"
@@ -422,7 +423,11 @@ def reproduce(
     expected = estimates(cfg, stages, known)
     wanted = {s.name: need(cfg, s, expected[s.name], len(gpus())) for s in stages}
     with contextlib.ExitStack() as opened:
-        runner = _engine(engine, opened, cfg, overrides, stages, wanted, address, artefacts)
+        server_of = opened.enter_context(servers(cfg, stages))
+        missing = dict.fromkeys(server_of(s) for s in stages if s.name not in known and not artefacts)
+        _start(cfg, [s for s in missing if s][:cores(cfg) - 1]) # one core for Ray to start on
+        runner = _engine(engine, opened, cfg, overrides, wanted, server_of, address, artefacts)
+        _start(cfg, [s for s in missing if s])
         progress = Progress(cfg, stages, {n: e.seconds for n, e in expected.items()}, _at_once(runner, wanted, cfg))
         run = Run(cfg, stages, runner, progress, max_failures, runner.records(known))
         opened.enter_context(progress.bar)
@@ -434,19 +439,22 @@ def reproduce(
     return run.ran
 
 
-def _engine(name: str, opened: contextlib.ExitStack, cfg: Settings, overrides: dict, stages: list[Stage],
-            wanted: dict[str, Need], address: str | None, artefacts: str) -> Engine:
+def _engine(name: str, opened: contextlib.ExitStack, cfg: Settings, overrides: dict, wanted: dict[str, Need],
+            server_of: Callable[[Stage], Server | None], address: str | None, artefacts: str) -> Engine:
+    if name not in ("local", "ray"): raise InputError(f"Unknown engine {name!r}: choose local or ray.")
     if name == "local":
         if artefacts: raise InputError("--artefacts is for --engine ray: add that, or leave it out.")
-        from smoltraces.warm import warm_kernels
-        base = opened.enter_context(warm_kernels(cfg, stages if cfg.warm else []))
-        engine = Threads(cfg, overrides, wanted, base)
-    elif name == "ray":
+        engine = Threads(cfg, overrides, wanted, server_of)
+    else:
         from smoltraces.cluster import Cluster
-        engine = Cluster(cfg, overrides, wanted, address, artefacts)
-    else: raise InputError(f"Unknown engine {name!r}: choose local or ray.")
+        engine = Cluster(cfg, overrides, wanted, server_of, address, artefacts)
     opened.callback(engine.close)
     return engine
+
+
+def _start(cfg: Settings, wanted: list[Server]):
+    "Have servers import while the first stages run"
+    for server in wanted: server.start(str(cfg._root), dict(os.environ))
 
 
 def _at_once(engine, wanted: dict[str, Need], cfg: Settings) -> int:

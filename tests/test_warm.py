@@ -20,7 +20,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from smoltraces.plan import plan
 from smoltraces.settings import load_settings
-from smoltraces.warm import Forked, Server, cold, manager_class, preloads, warm_kernels
+from smoltraces.warm import Forked, Server, cold, manager_class, preloads, servers
 
 pytestmark = pytest.mark.skipif(bool(cold()), reason=f"no fork server: {cold()}")
 LIGHT = ("ipykernel.kernelapp", "numpy", "json")
@@ -223,6 +223,26 @@ def test_another_environment_or_folder_gets_a_fresh_kernel(server, monkeypatch, 
     assert run(forking(server), parent + "; print(os.environ['OMP_NUM_THREADS'])") == f"{os.getpid()}\n7\n"
 
 
+def test_a_server_is_shared_by_processes_and_kills_what_nobody_waits_for(server, tmp_path):
+    run(forking(server), "1")
+    code = textwrap.dedent(f"""
+        import os, signal, time
+        from smoltraces.warm import Forks
+        here = Forks({server.place!r})
+        forked = here.fork(["-f", {str(tmp_path / "a.json")!r}], os.getcwd(), dict(os.environ))
+        assert here.fork([], "/", dict(os.environ)) is None and not here.failed
+        print(forked.pid, flush=True)
+        time.sleep(60)
+        """)
+    env = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"} | {"RAY_JOB_ID": "1"}
+    other = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    pid = int(other.stdout.readline())
+    assert alive(pid)
+    other.kill()
+    other.communicate()
+    assert gone(pid) and run(forking(server), "import os; print(os.getppid())") == f"{server.process.pid}\n"
+
+
 def test_switches_are_set_for_the_imports_alone(tmp_path):
     (tmp_path / "reads_it.py").write_text("import os\nvalue = os.environ['A_SWITCH']\nos.environ['SET_BY_IT'] = '1'\n")
     server, where = Server(("reads_it",), {"A_SWITCH": "on"}), {"metadata": {"path": str(tmp_path)}}
@@ -293,12 +313,14 @@ def test_a_killed_driver_leaves_no_process(tmp_path, moment):
 def test_only_stages_of_which_there_are_several_share_a_server():
     cfg = load_settings("smoke")
     stages = plan(cfg)
-    with warm_kernels(cfg, stages) as manager_of:
-        kinds = {s.notebook: manager_of(s) for s in stages}
+    with servers(cfg, stages) as server_of:
+        kinds = {s.notebook: server_of(s) for s in stages}
         assert {k for k, v in kinds.items() if v} == {"3_finetune", "4_evaluate"}
         assert kinds["3_finetune"] is not kinds["4_evaluate"]
     alone = [s for s in stages if s.notebook == "3_finetune"][:1]
-    with warm_kernels(cfg, alone) as manager_of: assert manager_of(alone[0]) is None
+    with servers(cfg, alone) as server_of: assert server_of(alone[0]) is None
+    cfg = load_settings("smoke", warm=False)
+    with servers(cfg, plan(cfg)) as server_of: assert not any(map(server_of, plan(cfg)))
 
 
 def test_what_is_preloaded_fits_the_settings():

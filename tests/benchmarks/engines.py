@@ -1,12 +1,15 @@
-"""The smoke matrix through Ray against the built-in runner: python tests/benchmarks/engines.py [SEEDS] [cold]
+"""The smoke matrix through Ray against the built-in runner: python tests/benchmarks/engines.py [SEEDS] [ROUNDS] [cold]
 
-Both in one go, with their results compared. With `cold` also the built-in runner without warm kernels."""
+Whole runs, each in a project of its own, all in one go; before them one that does not count fills the caches. Every
+second round goes backwards, so that a machine that slows down or warms up favours none. Printed are medians, and
+whether the results of the first round are the same. With `cold` also the built-in runner without warm kernels."""
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 ROOT = Path(__file__).parent.parent.parent
 COMMAND = [str(Path(sys.executable).parent / "smoltraces")]
@@ -22,15 +25,22 @@ def seconds(folder: Path, seeds: str, *more: str) -> float:
     return time.perf_counter() - start
 
 
-def main(seeds: str = "0", cold: str = ""):
+def main(seeds: str = "0", rounds: str = "1", cold: str = ""):
     with tempfile.TemporaryDirectory() as folder:
         ways = {"built in": (), "Ray": ("--engine", "ray")}
         if cold: ways["built in, kernels cold"] = "-s", "warm=false"
-        taken = {name: seconds(Path(folder, str(k)), seeds, *more) for k, (name, more) in enumerate(ways.items())}
-        for name, t in taken.items(): print(f"{name:24} {t:6.0f} s  {t / taken['built in']:5.2f} ×")
-        for k in range(1, len(ways)):
-            done = subprocess.run([*COMMAND, "diff", f"{folder}/0/outputs/smoke", f"{folder}/{k}/outputs/smoke"],
-                                  capture_output=True, text=True)
+        taken = {name: [] for name in ways}
+        seconds(Path(folder, "before"), "0")
+        for k in range(int(rounds)):
+            for name in list(ways)[::-1 if k % 2 else 1]:
+                taken[name].append(seconds(Path(folder, f"{name}-{k}"), seeds, *ways[name]))
+        base = median(taken["built in"])
+        for name, each in taken.items():
+            runs = ", ".join(f"{t:.0f}" for t in each)
+            print(f"{name:24} {median(each):6.0f} s  {median(each) / base:5.2f} ×   ({runs})")
+        for name in list(ways)[1:]:
+            two = [f"{folder}/{n}-0/outputs/smoke" for n in ("built in", name)]
+            done = subprocess.run([*COMMAND, "diff", *two], capture_output=True, text=True)
             print(done.stdout.splitlines()[2] if done.returncode == 0 else done.stdout)
 
 
