@@ -14,7 +14,7 @@ reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
 
 test: .venv/ready
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
 
 lab: .venv/ready
 	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \

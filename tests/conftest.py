@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 from browser import CHROMIUM, Browser
+from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 SECRET = "sk-planted-0123456789abcdef"
+
+
+def pytest_collection_modifyitems(items):
+    "Files that take minutes come first, so that no process is left alone with one at the end"
+    first = ("training", "reproduce", "runs", "cluster", "notebooks", "bad_input", "build", "first_hour", "warm")
+    order = {f"test_{name}.py": k for k, name in enumerate(first)}
+    items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
 
 def project(folder: Path) -> Path:
@@ -30,9 +38,13 @@ def smoltraces(*arguments: str, cwd: Path, **extra) -> subprocess.CompletedProce
 
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
-    "A project folder in which the smoke profile has been reproduced whole"
-    folder = project(tmp_path_factory.mktemp("smoke"))
-    done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
+    "A project folder in which the smoke profile has been reproduced whole; all of pytest's processes share it"
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "smoke"
+    with FileLock(shared / "smoke.lock"):
+        if not folder.exists(): project(folder)
+        done = smoltraces("reproduce", "--profile", "smoke", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
 
