@@ -8,11 +8,13 @@ __all__ = ['Artefacts']
 # %% ../nbs/54_artefacts.ipynb #ac69ecde
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from .execute import executed_path, failure_path, log_path
 from .files import atomic, sha256, write_json
-from .plan import Stage, record_path
+from .leases import Leases, make_room
+from .plan import Stage, changed, record_path
 from .settings import InputError, Settings, load_settings
 
 # %% ../nbs/54_artefacts.ipynb #cf59cfb3
@@ -20,12 +22,28 @@ class Artefacts:
     "The results of one profile in a store that several machines reach"
     def __init__(self, cfg: Settings, url: str): # InputError where no such store can be opened
         import fsspec
-        try: self.fs, path = fsspec.url_to_fs(url)
+        self.kind = url.partition("://")[0]
+        try: self.fs, path = fsspec.url_to_fs(url, use_listings_cache=False) # other machines write meanwhile
         except (ImportError, ValueError) as e:
-            kind = url.partition("://")[0]
-            raise InputError(f"artefacts = {kind}://… cannot be opened ({e}): install the package of that store, or "
-                             "name another.") from None
+            raise InputError(f"artefacts = {self.kind}://… cannot be opened ({e}): install the package of that store, "
+                             "or name another.") from None
         self.cfg, self.base = cfg, f"{path.rstrip('/')}/{cfg.profile}"
+        self.seen: dict[str, tuple[str, dict]] = {} # records by path: what marked that version, and what it says
+
+    def leases(self, run: str = "") -> Leases: # Of this run
+        "Who is at which stage"
+        return Leases(self.fs, self._at("runs/.leases"), run)
+
+    def check(self): # InputError where it does not
+        "See that the store takes files, before anything runs"
+        probe = self._at("runs/.probe")
+        try:
+            make_room(self.fs, self._at("runs"))
+            self.fs.pipe_file(probe, b"")
+            self.fs.rm_file(probe)
+        except Exception as e: # each store has its own kinds
+            raise InputError(f"artefacts = {self.kind}://… cannot be written ({type(e).__name__}: {e}): see that it is "
+                             "there, that its keys are in the environment, and that they may write.") from None
 
     def _at(self, name: str) -> str: return f"{self.base}/{name}"
 
@@ -36,7 +54,7 @@ class Artefacts:
             files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.exists() else []
             for file in files:
                 where = self._at(file.relative_to(self.cfg.path()).as_posix())
-                self.fs.makedirs(where.rpartition("/")[0], exist_ok=True)
+                make_room(self.fs, where.rpartition("/")[0])
                 self.fs.put_file(str(file), where)
 
     def pull(self, names: dict[str, str | None]): # InputError naming one that is not there or not whole
@@ -70,19 +88,41 @@ class Artefacts:
         kept = [executed_path(self.cfg, stage), log_path(self.cfg, stage), failure_path(self.cfg, stage)]
         self.push(p.relative_to(self.cfg.path()).as_posix() for p in kept)
 
+    def done(self, stage: Stage, inputs: dict[str, str]) -> dict | None: # Its record
+        "Whether somebody has run a stage, on inputs of these hashes"
+        try: record = json.loads(self.fs.cat_file(self._at(f"runs/{stage.name}.json")))
+        except FileNotFoundError: return None
+        own = {name: digest for name, digest in record["inputs"].items() if "@" in name} # files of each machine
+        if changed(self.cfg, stage, record, own | inputs): return None
+        return record if all(self.fs.exists(self._at(name)) for name in record["outputs"]) else None
+
     def records(self) -> dict[str, dict]:
-        "The records that are there, kept here too; outputs that have gone from the store count as not made"
-        there = set(self.fs.find(self.base)) if self.fs.exists(self.base) else set()
-        found, folders = {}, {path.rpartition("/")[0] for path in there}
-        for path in there:
+        "The records that are there, copied here too; those whose outputs have gone from the store count as none"
+        there, found = self._notes(), {}
+        folders = {path.rpartition("/")[0] for path in there}
+        for path, (_, record) in self.seen.items():
             file = path.rpartition("/")[2]
-            if path.rpartition("/")[0] != self._at("runs") or not file.endswith(".json"): continue
-            if file.endswith(".failed.json") or file[0] == ".": continue
-            record = json.loads(self.fs.cat_file(path))
+            if file.endswith(".failed.json"): continue
             if all(self._at(name) in there or self._at(name) in folders for name in record["outputs"]):
                 found[file.removesuffix(".json")] = record
-                write_json(self.cfg.path("runs", file), record)
         return found
+
+    def _notes(self) -> dict[str, dict]: # What lies in the store
+        "Bring the records and the notes of failures that are new or changed"
+        try: there = self.fs.find(self.base, detail=True)
+        except FileNotFoundError: there = {}
+        def mark(path): return str([there[path].get(key) for key in ("ETag", "LastModified", "mtime", "size")])
+        notes = {path: mark(path) for path in there if path.rpartition("/")[0] == self._at("runs")
+                 and path.endswith(".json") and path.rpartition("/")[2][0] != "."}
+        fresh = [path for path, m in notes.items() if self.seen.get(path, ("",))[0] != m]
+        got = self.fs.cat(fresh, on_error="omit") if fresh else {} # many at once, where the store can
+        for path, text in got.items():
+            with suppress(ValueError): self.seen[path] = notes[path], json.loads(text) # a broken one counts as none
+            if path in self.seen: write_json(self.cfg.path("runs", path.rpartition("/")[2]), self.seen[path][1])
+        for path in self.seen.keys() - notes.keys():
+            del self.seen[path]
+            if path.endswith(".failed.json"): self.cfg.path("runs", path.rpartition("/")[2]).unlink(missing_ok=True)
+        return there
 
     def fetch_results(self, stages: list[Stage], known: dict[str, dict]):
         "Bring what people read: everything but the students' weights"

@@ -97,12 +97,13 @@ def status(
     variants: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
     seeds: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
     benchmarks: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
+    artefacts: Annotated[str, typer.Option(metavar="URL", help="As in reproduce.")] = "",
     set_: Set = None,
 ):
     "Show what runs, what is done, what failed, and how long the rest will take."
     from smoltraces.status import show
     asked = _asked(set_, students=students, variants=variants, seeds=seeds, benchmarks=benchmarks)
-    try: show(load_settings(profile, **asked), as_json, watch)
+    try: show(load_settings(profile, **asked), as_json, watch, artefacts)
     except KeyboardInterrupt: raise typer.Exit(130) from None
 
 

@@ -13,13 +13,15 @@ import socket
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from .artefacts import Artefacts
 from .execute import STOPPED, Kernel, StageError
 from .files import write_json
-from .locks import Locks
+from .leases import Holder
+from .locks import Locks, Pulse
 from .origin import hardware, origin
 from .plan import Stage, record_path
 from .runs import Need, Outcome, attempt
@@ -74,32 +76,49 @@ def work(
     overrides: dict,
     environment: dict[str, str | None], # Of the driver
     source: dict, # Where the code comes from
-    artefacts: str, # URL of a store, or blank
     inputs: dict[str, str], # Hashes of what the stage reads
     place: str, # Socket of the driver's fork server, or blank
+    artefacts: str, # URL of a store, or blank
+    run: str, # Whose worker this is
+    lost: Holder | None, # A lease of this stage that stands still
 ) -> Outcome | StageError:
     "What a Ray worker does: one stage"
     if _rung(): return StageError(f"{stage} was not begun.", 130, STOPPED, STOPPED)
     _environment(environment)
-    store, kernel, end = None, Kernel(), threading.Event()
-    if artefacts:
-        cfg._root = Path.cwd() # where Ray put the notebooks
-        store = Artefacts(cfg, artefacts)
+    kernel, end = Kernel(), threading.Event()
     threading.Thread(target=_listen, args=(kernel, end), daemon=True).start()
-    locks = Locks(cfg.path("runs", ".locks"))
+    how = dict(kernel=kernel, base=_warm(cfg, stage, place), source={**source, "machine": hardware()})
     try:
-        if store: store.pull(inputs)
-        outcome = attempt(cfg, stage, overrides, locks, kernel=kernel, base=_warm(cfg, stage, place),
-                          source={**source, "machine": hardware()})
-        if store and outcome.state != "held": store.finished(stage)
+        if artefacts: return _through_store(cfg, stage, overrides, inputs, artefacts, run, lost, **how)
+        return _attempt(cfg, stage, overrides, **how)
+    except StageError as e: return e
+    except InputError as e: return StageError(f"{stage} cannot run: {e}", 2, "InputError", str(e))
+    finally: end.set()
+
+
+def _attempt(cfg: Settings, stage: Stage, overrides: dict, **how) -> Outcome:
+    locks = Locks(cfg.path("runs", ".locks"))
+    try: return attempt(cfg, stage, overrides, locks, **how)
+    finally: locks.close()
+
+
+def _through_store(cfg: Settings, stage: Stage, overrides: dict, inputs: dict[str, str], artefacts: str, run: str,
+                   lost: Holder | None, **how) -> Outcome:
+    "A stage whose inputs and outputs travel"
+    cfg._root = Path.cwd() # where Ray put the notebooks
+    store = Artefacts(cfg, artefacts)
+    leases = store.leases(run)
+    if owner := leases.take(stage.name, lost): return Outcome("held", owner=owner)
+    try:
+        if record := store.done(stage, inputs): return Outcome("done", record)
+        store.pull(inputs)
+        outcome = _attempt(cfg, stage, overrides, **how)
+        if outcome.state != "held": store.finished(stage)
         return outcome
     except StageError as e:
-        if store and e.kind != STOPPED: store.failed(stage)
-        return e
-    except InputError as e: return StageError(f"{stage} cannot run: {e}", 2, "InputError", str(e))
-    finally:
-        end.set()
-        locks.close()
+        if e.kind != STOPPED: store.failed(stage)
+        raise
+    finally: leases.close()
 
 # %% ../nbs/54_cluster.ipynb #43e82254
 def _shipped(cfg: Settings, folder: Path) -> dict:
@@ -138,7 +157,9 @@ class Cluster:
         self.known: dict[str, str] = {} # hashes of what stages wrote
         self.source, self.tasks, self.own = origin(cfg), {}, not ray.is_initialized()
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        self.run, self.pulse, self.lost = uuid.uuid4().hex[:8], Pulse(), {}
         self.shipped = tempfile.TemporaryDirectory()
+        if artefacts: Artefacts(cfg, artefacts).check()
         more = {"runtime_env": _shipped(cfg, Path(self.shipped.name))} if artefacts else {}
         address = address or os.environ.get("RAY_ADDRESS")
         if address: more["address"] = address
@@ -171,8 +192,8 @@ class Cluster:
         server = self.server_of(stage)
         if server and not self.artefacts: server.start(str(self.cfg._root), dict(os.environ)) # else another folder
         task = self.task.options(**self._options(stage)).remote(
-            self.cfg, stage, self.overrides, environment, self.source, self.artefacts, inputs,
-            server.place if server else "")
+            self.cfg, stage, self.overrides, environment, self.source, inputs, server.place if server else "",
+            self.artefacts, self.run, self.lost.pop(stage.name, None))
         self.tasks[task] = stage
         return True
 
@@ -189,6 +210,8 @@ class Cluster:
         if isinstance(outcome, Outcome) and outcome.record:
             self.known |= outcome.record["outputs"]
             if self.artefacts: write_json(record_path(self.cfg, stage), outcome.record)
+        elif isinstance(outcome, Outcome) and self.artefacts and self.pulse.still(stage.name, outcome.owner):
+            self.lost[stage.name] = outcome.owner
         return outcome
 
     def records(self, known: dict[str, dict]) -> dict[str, dict]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEACHER', 'Stage', 'plan', 'code_hash', 'notebook_of', 'input_path', 'Hashes', 'Changed', 'record_path', 'records',
-           'basis', 'reason', 'by_records', 'State', 'assess']
+           'basis', 'reason', 'by_records', 'changed', 'State', 'assess']
 
 # %% ../nbs/50_plan.ipynb #10f08d5a
 import ast
@@ -315,7 +315,16 @@ def by_records(
     if (record := known.get(stage.name)) is None: return Changed("new", "not run yet")
     def now(name: str) -> str | None: return known.get(maker[name], {}).get("outputs", {}).get(name)
     inputs = {name: now(name) if name in maker else record["inputs"].get(name) for name in stage.inputs}
-    inputs = {name: digest for name, digest in inputs.items() if digest}
+    return changed(cfg, stage, record, {name: digest for name, digest in inputs.items() if digest})
+
+
+def changed(
+    cfg: Settings,
+    stage: Stage,
+    record: dict, # What the stage left
+    inputs: dict[str, str], # Hashes of what it would read now
+) -> Changed | None: # None: nothing
+    "What sets a record apart from what the stage would be now"
     return _moved(record, {"code": code_hash(notebook_of(cfg, stage)), "parameters": stage.parameters,
                            "settings": stage.settings, "inputs": inputs})
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from typing import NamedTuple
 
+from .artefacts import Artefacts
 from .estimates import estimates
 from .execute import executed_path, failure_path, log_path
 from .files import read_json
@@ -84,22 +85,28 @@ class Status:
         return f"{self.summary()}\n\n{text}\n{failed}"
 
 
+def _held(cfg: Settings) -> dict[str, Owner]:
+    "Who is at which stage, by the locks in the run's folder"
+    folder = cfg.path("runs", ".locks")
+    locks, names = Locks(folder), [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    return {name: owner for name in names if name[0] != "." and (owner := locks.holder(name))}
+
+
 def status(
     cfg: Settings,
+    store: Artefacts | None = None, # Where the results are, if not in the run's folder
 ) -> Status:
     "How a run stands, from its files"
-    stages, known = plan(cfg), records(cfg)
+    stages, known = plan(cfg), store.records() if store else records(cfg)
     maker = {output: s.name for s in stages for output in s.outputs}
     folder = cfg.path("runs")
     there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    locks = folder / ".locks"
-    held = {entry.name for entry in os.scandir(locks)} if locks.is_dir() else set()
-    watch, expected = Locks(locks), estimates(cfg, stages, known)
+    held, expected = store.leases().all() if store else _held(cfg), estimates(cfg, stages, known)
 
     def row(stage: Stage) -> Row:
         takes, record = expected[stage.name].seconds, known.get(stage.name)
         usd = (record or {}).get("cost_usd") or 0.0
-        if stage.name in held and (owner := watch.holder(stage.name)):
+        if owner := held.get(stage.name):
             return Row(stage, "running", takes, f"by {owner}", owner, usd)
         if f"{stage.name}.failed.json" in there:
             try: note = read_json(failure_path(cfg, stage))
@@ -139,13 +146,14 @@ def render(found: Status, most: int = 20):
     return Group(*parts, Text(found.summary()))
 
 
-def show(cfg: Settings, as_json: bool = False, watch: bool = False):
+def show(cfg: Settings, as_json: bool = False, watch: bool = False, artefacts: str = ""): # The URL of a store
     "Print how a run stands, once or until it is stopped"
-    if as_json: return print(status(cfg).as_json())
+    store = Artefacts(cfg, artefacts) if artefacts else None
+    if as_json: return print(status(cfg, store).as_json())
     from rich.console import Console
     from rich.live import Live
-    if not watch: return Console(highlight=False).print(render(status(cfg)))
-    with Live(render(status(cfg)), auto_refresh=False) as live:
+    if not watch: return Console(highlight=False).print(render(status(cfg, store)))
+    with Live(render(status(cfg, store)), auto_refresh=False) as live:
         while True:
             time.sleep(2)
-            live.update(render(status(cfg)), refresh=True)
+            live.update(render(status(cfg, store)), refresh=True)

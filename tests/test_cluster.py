@@ -1,6 +1,8 @@
 """The Ray engine on a Ray of this machine: the same results, kept through kills, a store between machines, SLURM."""
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -8,10 +10,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, SECRET, environment, smoltraces
 from light import children, kernels, light, records, results, runs, start, until
 
 pytest.importorskip("ray")
@@ -151,21 +154,80 @@ def test_ctrl_c_reaches_the_workers(ray_address, tmp_path):
     assert not list(runs(folder).glob("*.failed.json"))
 
 
-def test_machines_that_share_only_a_store(without, ray_address, tmp_path):
-    folder, store = light(tmp_path / "driver"), tmp_path / "bucket"
-    process = on_ray(folder, ray_address, "--artefacts", f"file://{store}")
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    "An S3 that answers on this machine, with one bucket; what reaches it in a process's environment"
+    import boto3
+    from moto.server import ThreadedMotoServer
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    url = "http://{}:{}".format(*server.get_host_and_port())
+    keys = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "made-up", "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1"}
+    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="made-up",
+                          aws_secret_access_key=SECRET)
+    client.create_bucket(Bucket="bucket")
+    yield keys, client
+    server.stop()
+
+
+def keys_of(client) -> dict[str, int]:
+    "What the bucket holds"
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket")
+    return {each["Key"]: each["Size"] for page in pages for each in page.get("Contents", [])}
+
+
+def through(folder: Path, bucket, url: str = "s3://bucket/run", **extra) -> subprocess.Popen:
+    "A run whose results are in the bucket; on a Ray of its own, whose workers have the keys"
+    return start(folder, *FEW, "--engine", "ray", "--artefacts", url, **bucket[0], **extra)
+
+
+def test_machines_that_share_only_a_store(without, bucket, tmp_path):
+    folder, (keys, client) = light(tmp_path / "driver"), bucket
+    process = through(folder, bucket, LIGHT_SECONDS="2")
+    seen = []
+    while process.poll() is None:
+        time.sleep(1)
+        look = smoltraces("status", "--profile", "smoke", *FEW, "--artefacts", "s3://bucket/run", "--json",
+                          cwd=light(tmp_path / f"look-{len(seen)}"), **keys)  # from a machine that has no file of it
+        seen.append(Counter(s["state"] for s in json.loads(look.stdout)["stages"]))
     _, said = process.communicate(timeout=400)
     assert process.returncode == 0, said
+    assert any(s["running"] and s["done"] for s in seen) and seen[-1]["done"] > seen[0]["done"], seen
     there = {k: v for k, v in results(without).items() if not k.startswith("students/")}
     assert results(folder) == there  # weights stay in the store
-    assert len(list((store / "smoke" / "students").rglob("model.safetensors"))) == 4
+    held = keys_of(client)
+    assert len([k for k in held if k.startswith("run/smoke/students/") and k.endswith("model.safetensors")]) == 4
+    assert not [k for k in held if "/.leases/" in k or "/.probe" in k]
     other = light(tmp_path / "another-driver")  # knows nothing, and finds all done
-    again = on_ray(other, ray_address, "--artefacts", f"file://{store}")
+    again = through(other, bucket)
     out, said = again.communicate(timeout=200)
     assert again.returncode == 0 and "0 stages ran" in out and results(other) == there, said
-    bad = on_ray(other, ray_address, "--artefacts", "nowhere://bucket")
-    _, said = bad.communicate(timeout=100)
-    assert bad.returncode == 2 and "nowhere://… cannot be opened" in said, said
+
+
+def test_two_drivers_on_one_store(without, bucket, tmp_path):
+    "Each stage runs once, and what a killed driver held is taken over"
+    folders = [light(tmp_path / name) for name in ("one", "two", "three")]
+    first = through(folders[0], bucket, url="s3://bucket/shared", LIGHT_SECONDS="3")
+    until(lambda: any("/.leases/3_" in key for key in keys_of(bucket[1])), 200)
+    first.kill()
+    first.communicate()
+    left = [key for key in keys_of(bucket[1]) if "/.leases/" in key]
+    both = [through(f, bucket, url="s3://bucket/shared") for f in folders[1:]]
+    said = [p.communicate(timeout=400) for p in both]
+    assert left and [p.returncode for p in both] == [0, 0], said
+    ran = [int(re.search(r"(\d+) stages ran", out)[1]) for out, _ in said]
+    assert "held by" in said[0][1] + said[1][1] and sum(ran) + len(records(folders[0])) == len(records(folders[1])), (ran, said)
+    there = {k: v for k, v in results(without).items() if not k.startswith("students/")}
+    assert results(folders[1]) == results(folders[2]) == there
+
+
+@pytest.mark.parametrize(("url", "words"), [
+    ("nowhere://bucket", "nowhere://… cannot be opened"), ("s3://no-such-bucket/run", "s3://… cannot be written")])
+def test_a_store_that_is_none(bucket, tmp_path, url, words):
+    process = through(light(tmp_path / "p"), bucket, url=url)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 2 and words in said and SECRET not in said, said
 
 
 def test_no_cluster_there(tmp_path):
