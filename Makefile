@@ -8,13 +8,19 @@
 PYTHON ?= python3
 PROFILE ?= laptop
 BIN := .venv/bin
-.PHONY: reproduce test lab docs lock reference readme
+CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+.PHONY: reproduce test chromium lab docs lock reference readme
 
 reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
 
-test: .venv/ready
+test: .venv/ready $(if $(CHROMIUM),,chromium)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
+
+chromium: # for the tests in a browser: installed where we may, as in a container of CI
+	-@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq chromium >/dev/null; \
+	else echo "No Chromium here: the tests in a browser are skipped. Install it to run them."; fi
 
 lab: .venv/ready
 	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \

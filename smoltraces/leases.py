@@ -24,7 +24,7 @@ class Holder(Owner):
 
 def make_room(fs, folder: str):
     "Make a folder, where a store has any: those of objects would make a missing bucket instead"
-    from fsspec.asyn import AsyncFileSystem # all of those, and no other
+    from fsspec.asyn import AsyncFileSystem  # all of those, and no other
     if not isinstance(fs, AsyncFileSystem): fs.makedirs(folder, exist_ok=True)
 
 
