@@ -174,10 +174,11 @@ def _death(kernel: Kernel, kills: int) -> str:
 def _explain(error: BaseException, kernel: Kernel, kills: int) -> tuple[str, str, int | None]:
     "Kind, words and cell of a failure"
     name, cell = getattr(error, "ename", type(error).__name__), getattr(error, "cell_index", None)
-    if kernel.asked and name in ("KeyboardInterrupt", "DeadKernelError"):
+    dead = name == "DeadKernelError" or cell is None and str(error).startswith("Kernel died") # nbclient, jupyter_client
+    if kernel.asked and (dead or name == "KeyboardInterrupt"):
         return (STOPPED if kernel.asked == STOPPED else "TimeLimit"), kernel.asked, cell
     if isinstance(error, KeyboardInterrupt): return STOPPED, "it was interrupted", cell
-    if type(error).__name__ == "DeadKernelError": return "DeadKernel", _death(kernel, kills), cell
+    if dead: return "DeadKernel", _death(kernel, kills), cell
     if isinstance(error, InputError): return "InputError", str(error), cell
     words = getattr(error, "evalue", str(error))
     return name, words if name in _bad_input else f"{name}: {words}", cell
@@ -192,9 +193,8 @@ def _mark(notebook: dict, kind: str, why: str):
     "Show where the notebook stopped, if it does not show it itself: its kernel was gone before it could"
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     if any(o["output_type"] == "error" for c in cells for o in c["outputs"]): return
-    ended = (None, "pending", "completed")
-    begun = [c for c in cells if c["metadata"].get("papermill", {}).get("status") not in ended]
-    last = (begun or cells)[-1 if not begun else 0]
+    left = [c for c in cells if not c["metadata"].get("papermill", {}).get("end_time")]
+    last = (left or cells[-1:])[0]
     last["outputs"].append({"output_type": "error", "ename": kind, "evalue": why, "traceback": [f"{kind}: {why}"]})
     text = '<span id="papermill-error-cell" style="color:red; font-size:2em;">The notebook stopped here:</span>'
     mark = {"cell_type": "markdown", "id": "stopped", "metadata": {"tags": ["papermill-error-cell-tag"]},

@@ -16,6 +16,7 @@ from smoltraces.style import measure
 def no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of tests before, when the collector comes round
         yield
 
 

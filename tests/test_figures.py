@@ -69,6 +69,7 @@ def judged(predictions, asked, cfg, missing=()):
 def figures(run):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.simplefilter("ignore", ResourceWarning)  # of tests before, when the collector comes round
         return {"accuracy": plot_accuracy(run["results"]), "differences": plot_differences(run["pairs"]),
                 "teacher": plot_teacher(run["taught"], run["gained"]),
                 "adoption": plot_adoption(run["adopted"], run["results"], run["results"].benchmark[0]),

@@ -185,6 +185,36 @@ def test_errors_survive_a_trip_to_another_process():
 
 # stops and kills
 
+def test_ctrl_c_while_kernels_start_is_no_failure(tmp_path):
+    folder, slow = light(tmp_path / "p"), tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text(f"""
+import os, sys, time
+if "ipykernel_launcher" in " ".join(sys.orig_argv):
+    open({str(slow / "begun")!r}, "w").close()
+    time.sleep(60)""")
+    process = start(folder, *FEW, PYTHONPATH=str(slow))
+    until((slow / "begun").exists)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "the same command goes on" in said and "FAILED" not in said, said
+    assert not list(runs(folder).glob("*.failed.json"))
+
+
+def test_a_kernel_that_dies_as_it_starts(tmp_path):
+    folder, slow = light(tmp_path / "p"), tmp_path / "slow"
+    slow.mkdir()
+    (slow / "sitecustomize.py").write_text("""
+import os, sys
+if "ipykernel_launcher" in " ".join(sys.orig_argv): os.kill(os.getpid(), 9)""")
+    done = run(folder, *FEW, PYTHONPATH=str(slow))
+    assert done.returncode == 1 and "killed by signal 9, as happens when memory runs out" in done.stderr, done.stderr
+    page = json.loads((folder / "outputs/smoke/notebooks/1_build_data.ipynb").read_text())["cells"]
+    at = [k for k, cell in enumerate(page) if "papermill-error-cell-tag" in cell["metadata"].get("tags", [])]
+    code = [k for k, cell in enumerate(page) if cell["cell_type"] == "code"]
+    assert at == [0, code[0] - 1], "it shows another place than the first cell"
+
+
 def test_ctrl_c_saves_and_a_second_one_does_not_wait(tmp_path):
     folder = light(tmp_path / "p")
     slow = dict(LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW="""

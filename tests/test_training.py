@@ -101,14 +101,14 @@ def test_kill_nine_at_a_random_moment(whole, tmp_path):
     assert result(folder)["log"]["step"] == whole["log"]["step"] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("pairs", [(), ("epochs=30", "processes=2")], ids=["alone", "two processes"])
+@pytest.mark.parametrize("pairs", [(), ("epochs=15", "processes=2")], ids=["alone", "two processes"])
 def test_an_interrupt_saves_first(whole, tmp_path, pairs):
-    pairs = ("n_train=10", "checkpoint_minutes=0", *pairs)  # no checkpoint is due in 4 or 60 steps
+    pairs = ("n_train=10", "checkpoint_minutes=0", *pairs)  # no checkpoint is due in 4 or 30 steps
     done = runs("run", tmp_path / "stopped", *pairs, "interrupt=2")
     assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr, done.stderr[-3000:]
     seed = tmp_path / "stopped/smoke/students/embedded--random-llama/ST-HC/seed-0"
     step = saved(seed.with_name(".seed-0.checkpoints"))
-    assert 2 <= step < (60 if "processes=2" in pairs else 4) and not seed.exists()
+    assert 2 <= step < (30 if "processes=2" in pairs else 4) and not seed.exists()
     for folder in ("stopped", "whole") if "processes=2" in pairs else ("stopped",):
         assert (done := runs("run", tmp_path / folder, *pairs)).returncode == 0, done.stderr[-3000:]
     straight = result(tmp_path / "whole") if "processes=2" in pairs else whole
