@@ -64,8 +64,9 @@ def reproduce(
     overrides = _asked(set_, students=students, variants=variants, seeds=seeds, benchmarks=benchmarks)
     cfg = load_settings(profile, **overrides)
     if dry_run:
+        from smoltraces.artefacts import Artefacts
         from smoltraces.preview import preview, show
-        return show(preview(cfg, only), as_json)
+        return show(preview(cfg, only, Artefacts(cfg, artefacts) if artefacts else None), as_json)
     start, how = time.time(), dict(only=only, max_failures=max_failures, engine=engine, address=address,
                                    artefacts=artefacts)
     try: ran = _agreed(reproduce, cfg, how, overrides)

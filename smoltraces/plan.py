@@ -339,13 +339,15 @@ def assess(
     cfg: Settings,
     stages: list[Stage], # In the order of `plan`
     known: dict[str, dict] | None = None, # What `records` gives
+    here: bool = True, # Whether the results are in the run's folder; else records alone tell
 ) -> dict[str, State]: # By the stage's name
     "What is done, what has to run, and why"
     digest, known, states = Hashes(cfg, still=True), records(cfg) if known is None else known, {}
     maker = {output: stage for stage in stages for output in stage.outputs}
+    makers = {output: stage.name for output, stage in maker.items()}
     for stage in stages:
         before = next((m for i in stage.inputs if (m := maker.get(i)) and states[m.name].state != "done"), None)
-        changed = reason(cfg, stage, known.get(stage.name), digest)
+        changed = reason(cfg, stage, known.get(stage.name), digest) if here else by_records(cfg, stage, known, makers)
         if stage.name not in known: states[stage.name] = State("new", "not run yet")
         elif changed and changed.kind != "input": states[stage.name] = State("stale", changed.why)
         elif before: states[stage.name] = State("follows", f"{before} runs first")

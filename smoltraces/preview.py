@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from itertools import groupby
 
+from .artefacts import Artefacts
 from .estimates import Estimate, estimates, in_words
 from .origin import gpus
 from .plan import Stage, State, assess, records
@@ -79,10 +80,11 @@ class Preview:
 def preview(
     cfg: Settings,
     only: str | None = None, # Part of a notebook's name
+    store: Artefacts | None = None, # Where the results are, if not in the run's folder
 ) -> Preview:
     "What `reproduce` would do"
-    stages, known = chosen(cfg, only), records(cfg)
-    states, takes = assess(cfg, stages, known), estimates(cfg, stages, known)
+    stages, known = chosen(cfg, only), store.records() if store else records(cfg)
+    states, takes = assess(cfg, stages, known, here=store is None), estimates(cfg, stages, known)
     return Preview(cfg, [Line(s, states[s.name], takes[s.name]) for s in stages])
 
 # %% ../nbs/55_preview.ipynb #b9adafd8

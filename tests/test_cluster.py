@@ -197,6 +197,9 @@ def test_machines_that_share_only_a_store(without, bucket, tmp_path):
     held = keys_of(client)
     assert len([k for k in held if k.startswith("run/smoke/students/") and k.endswith("model.safetensors")]) == 4
     assert not [k for k in held if "/.leases/" in k or "/.probe" in k]
+    reader = light(tmp_path / "reader")
+    plan = smoltraces("reproduce", "--profile", "smoke", *FEW, *url, "--dry-run", cwd=reader, **keys)
+    assert "13 stages: all done." in plan.stdout, plan
     other = light(tmp_path / "another-driver")  # knows nothing, and finds all done
     again = through(other, bucket)
     out, said = again.communicate(timeout=200)

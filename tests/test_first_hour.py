@@ -197,6 +197,27 @@ def test_a_failed_notebook_leads_to_its_error(page, clone):
 
 
 @chromium
+def test_the_status_leads_to_the_cell_that_broke(page, clone):
+    import nbformat
+    folder, cell = clone / "outputs/smoke", "from smoltraces.status import status\nstatus(load_settings('smoke'))"
+    shutil.copy(folder / "notebooks/failed.ipynb", folder / "notebooks/5_figures.ipynb")
+    (folder / "runs/5_figures.failed.json").write_text(json.dumps(
+        {"stage": "5_figures", "kind": "ValueError", "why": "ValueError: a planted error", "seconds": 1.0}))
+    look = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(
+        f"from smoltraces.settings import load_settings\n{cell}")])
+    look.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(look, clone / "nbs/look.ipynb")
+    tree = "[...document.querySelectorAll('.jp-DirListing-item')].find(e => e.textContent.startsWith('{}'))"
+    press(page, "document.querySelector('.jp-BreadCrumbs-home')")
+    for part in ("nbs", "look.ipynb"): press(page, tree.format(part), clicks=2)
+    page.until(f"{NOTEBOOK}?.querySelectorAll('.jp-CodeCell').length === 1", 60)
+    run_all(page, 60)
+    follow(page, "5_figures.ipynb")
+    error = f"[...{NOTEBOOK}.querySelectorAll('.jp-RenderedText')].find(e => e.textContent.includes('a planted error'))"
+    page.until(f"(r => r?.y > 0 && r.y < 850)({error}?.getBoundingClientRect())", 30)
+
+
+@chromium
 def test_nothing_was_asked_of_another_machine(page, proxy):
     with pytest.raises(BlockingIOError): proxy.accept() # the server never went there
     own = page.js("location.origin")
