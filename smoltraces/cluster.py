@@ -24,6 +24,7 @@ from .leases import Holder
 from .locks import Locks, Pulse
 from .origin import hardware, origin
 from .plan import Stage, record_path
+from .privacy import scrub
 from .runs import Need, Outcome, attempt
 from .settings import InputError, Settings, needs
 from .students import switches
@@ -204,6 +205,9 @@ class Cluster:
 
     def _result(self, task, stage: Stage) -> Outcome | BaseException:
         try: outcome = self.ray.get(task)
+        except self.ray.exceptions.RayTaskError as e: # as where a worker lacks the keys to the store
+            why = scrub(f"{type(e.cause).__name__} on its worker: {e.cause}", self.cfg._root)
+            return StageError(f"{stage} failed: {why}", 1, type(e.cause).__name__, why)
         except self.ray.exceptions.RayError as e:
             why = f"its worker was lost {RETRIES + 1} times ({type(e).__name__})."
             return StageError(f"{stage} failed: {why}", 1, "WorkerLost", why)

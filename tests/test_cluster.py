@@ -197,6 +197,8 @@ def test_machines_that_share_only_a_store(without, bucket, tmp_path):
     held = keys_of(client)
     assert len([k for k in held if k.startswith("run/smoke/students/") and k.endswith("model.safetensors")]) == 4
     assert not [k for k in held if "/.leases/" in k or "/.probe" in k]
+    bodies = [client.get_object(Bucket="bucket", Key=key)["Body"].read() for key in held]
+    assert not [body for body in bodies if SECRET.encode() in body or str(tmp_path).encode() in body]
     reader = light(tmp_path / "reader")
     plan = smoltraces("reproduce", "--profile", "smoke", *FEW, *url, "--dry-run", cwd=reader, **keys)
     assert "13 stages: all done." in plan.stdout, plan
@@ -230,6 +232,12 @@ def test_a_store_that_is_none(bucket, tmp_path, url, words):
     process = through(light(tmp_path / "p"), bucket, url=url)
     _, said = process.communicate(timeout=100)
     assert process.returncode == 2 and words in said and SECRET not in said, said
+
+
+def test_workers_without_the_keys(ray_address, bucket, tmp_path):
+    process = on_ray(light(tmp_path / "p"), ray_address, "--artefacts", "s3://bucket/none", **bucket[0])
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 1 and "on its worker: Unable to locate credentials" in said, said
 
 
 def test_no_cluster_there(tmp_path):

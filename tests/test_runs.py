@@ -244,7 +244,7 @@ except KeyboardInterrupt:
     second.send_signal(signal.SIGINT)
     time.sleep(0.5)
     second.send_signal(signal.SIGINT)
-    _, said = second.communicate(timeout=10)
+    _, said = second.communicate(timeout=30)
     assert second.returncode == 130 and "stopped at once" in said, said
     assert not (folder / "outputs/smoke/saved.txt").exists()
     done = run(folder, *FEW)

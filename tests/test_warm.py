@@ -61,7 +61,7 @@ def alive(pid: int) -> bool:
     except OSError: return False
 
 
-def gone(*pids: int, within: float = 10) -> bool:
+def gone(*pids: int, within: float = 30) -> bool:
     end = time.time() + within
     while any(map(alive, pids)) and time.time() < end: time.sleep(0.05)
     return not any(map(alive, pids))
