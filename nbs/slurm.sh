@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A replay on the nodes that SLURM lends: Ray starts on all of them, runs the plan on the first, and ends with it.
-#   sbatch --nodes 4 --gpus-per-node 8 nbs/slurm.sh --profile paper --seeds 0:5
+#   sbatch --nodes 4 --gpus-per-node 8 nbs/slurm.sh --profile paper --seeds 0:5 --set confirm=false
 # Submit it from the clone, on a file system that the nodes share. What follows the script goes to `smoltraces reproduce`.
+# Nobody can agree to the teachers' costs there, hence confirm=false; budget_usd still caps them.
 # A job that ends before the plan does is submitted again with the same line; what is done stays done.
 #SBATCH --job-name=smoltraces
 #SBATCH --ntasks-per-node=1

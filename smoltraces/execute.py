@@ -23,7 +23,7 @@ from pathlib import Path
 from .files import read_json, sha256, write_json, write_text
 from .locks import now
 from .origin import origin
-from .plan import Stage, basis, notebook_of, record_path
+from .plan import Stage, basis, notebook_of, played, record_path
 from .privacy import SCRUBBED, Log, register, scrub, scrubber
 from .settings import InputError, Settings
 
@@ -229,15 +229,17 @@ def _cost(cfg: Settings, stage: Stage) -> float:
 
 def _papermill(cfg: Settings, stage: Stage, overrides: dict, kernel: Kernel, base: type | None, environment: dict):
     import papermill
+    notebook = notebook_of(cfg, stage)
     log = Log(log_path(cfg, stage), scrubber(cfg._root))
     register(cfg._root)
     if cfg.time_limit:
         kernel.limit(60 * cfg.time_limit, f"it took longer than time_limit = {cfg.time_limit:g} minutes: raise that.")
     try:
         papermill.execute_notebook(
-            notebook_of(cfg, stage), f"{SCRUBBED}{growing_path(cfg, stage)}",
-            {"profile": cfg.profile, **stage.parameters, **overrides}, cwd=cfg._root, kernel_name="python3",
-            progress_bar=False, stdout_file=log, stderr_file=log, extra_arguments=["--log-level=ERROR"],
+            notebook, f"{SCRUBBED}{growing_path(cfg, stage)}",
+            {"profile": cfg.profile, **played(notebook), **stage.parameters, **overrides}, cwd=cfg._root,
+            kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
+            extra_arguments=["--log-level=ERROR"],
             kernel_manager_class=kernel.manager_class(base, environment, log), on_cell_start=kernel.check)
     finally:
         kernel.done()

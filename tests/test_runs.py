@@ -84,6 +84,8 @@ def test_prose_reruns_nothing_and_code_its_stage(copied):
     notebook.cells[0].source = "# Other words"
     notebook.cells[2].source += "\n# a comment"
     nbformat.write(notebook, file)
+    notebook.cells[1].source = "profile = 'laptop'\nstudent = None\nvariant = 'ST'\nseed = 3"  # the runner gives these
+    nbformat.write(notebook, file)
     assert set(states(copied, *FEW).values()) == {"done"}
     notebook.cells[2].source += "\nx = 1"
     nbformat.write(notebook, file)
@@ -91,6 +93,22 @@ def test_prose_reruns_nothing_and_code_its_stage(copied):
     assert stale == {s for s in ALL if s.startswith("4_evaluate")}
     done = run(copied, *FEW)  # they write the same, so that nothing follows
     assert done.returncode == 0 and "5 stages ran" in done.stdout, done.stdout + done.stderr
+
+
+def test_a_notebook_that_was_played_with_does_what_the_run_says(copied):
+    file = copied / "nbs" / "experiments" / "1_build_data.ipynb"
+    notebook = nbformat.read(file, 4)
+    notebook.cells[1].source = "%matplotlib inline\nprofile = 'laptop'\nn_train = 7\nvariants = 'SBS'"
+    nbformat.write(notebook, file)
+    assert set(states(copied, *FEW).values()) <= {"done", "stale", "follows"}
+    before = {name: text for name, text in results(copied).items() if name.startswith("data/")}
+    shutil.rmtree(copied / "outputs/smoke/data")
+    assert run(copied, *FEW).returncode == 0
+    assert {name: text for name, text in results(copied).items() if name.startswith("data/")} == before
+    notebook.cells[1].source = "profile = 'lap"
+    nbformat.write(notebook, file)
+    said = run(copied, *FEW)
+    assert said.returncode == 2 and "1_build_data.ipynb holds no Python in the cell that begins with" in said.stderr
 
 
 def test_a_changed_output_is_made_again(copied):
