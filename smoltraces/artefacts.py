@@ -52,10 +52,12 @@ class Artefacts:
         for name in names:
             path = self.cfg.path(name)
             files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path] if path.exists() else []
-            for file in files:
-                where = self._at(file.relative_to(self.cfg.path()).as_posix())
+            places = [self._at(file.relative_to(self.cfg.path()).as_posix()) for file in files]
+            for file, where in zip(files, places, strict=True):
                 make_room(self.fs, where.rpartition("/")[0])
                 self.fs.put_file(str(file), where)
+            if path.is_dir():
+                for old in set(self.fs.find(self._at(name))) - set(places): self.fs.rm_file(old)
 
     def pull(self, names: dict[str, str | None]): # InputError naming one that is not there or not whole
         "Fetch files and folders that are not here with their hash (None: whatever it is)"
@@ -91,7 +93,7 @@ class Artefacts:
     def done(self, stage: Stage, inputs: dict[str, str]) -> dict | None: # Its record
         "Whether somebody has run a stage, on inputs of these hashes"
         try: record = json.loads(self.fs.cat_file(self._at(f"runs/{stage.name}.json")))
-        except FileNotFoundError: return None
+        except (FileNotFoundError, ValueError): return None
         own = {name: digest for name, digest in record["inputs"].items() if "@" in name} # files of each machine
         if changed(self.cfg, stage, record, own | inputs): return None
         return record if all(self.fs.exists(self._at(name)) for name in record["outputs"]) else None
@@ -119,9 +121,9 @@ class Artefacts:
         for path, text in got.items():
             with suppress(ValueError): self.seen[path] = notes[path], json.loads(text) # a broken one counts as none
             if path in self.seen: write_json(self.cfg.path("runs", path.rpartition("/")[2]), self.seen[path][1])
-        for path in self.seen.keys() - notes.keys():
-            del self.seen[path]
-            if path.endswith(".failed.json"): self.cfg.path("runs", path.rpartition("/")[2]).unlink(missing_ok=True)
+        for path in self.seen.keys() - notes.keys(): del self.seen[path]
+        for file in self.cfg.path("runs").glob("*.failed.json"): # what has gone well since
+            if self._at(f"runs/{file.name}") not in notes: file.unlink(missing_ok=True)
         return there
 
     def fetch_results(self, stages: list[Stage], known: dict[str, dict]):

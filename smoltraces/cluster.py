@@ -6,6 +6,7 @@
 __all__ = ['RETRIES', 'Bell', 'work', 'Cluster']
 
 # %% ../nbs/54_cluster.ipynb #9b23a8fe
+import contextlib
 import math
 import os
 import shutil
@@ -18,15 +19,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .artefacts import Artefacts
-from .execute import STOPPED, Kernel, StageError
+from .execute import STOPPED, Kernel, StageError, failure_path
 from .files import write_json
-from .leases import Holder
-from .locks import Locks, Pulse
+from .locks import Locks, Owner, Pulse
 from .origin import hardware, origin
 from .plan import Stage, record_path
 from .privacy import scrub
 from .runs import Need, Outcome, attempt
-from .settings import InputError, Settings, needs
+from .settings import InputError, Settings, load_env, needs
 from .students import switches
 from .warm import Forks, Server, cold, manager_class, preloads
 
@@ -81,17 +81,19 @@ def work(
     place: str, # Socket of the driver's fork server, or blank
     artefacts: str, # URL of a store, or blank
     run: str, # Whose worker this is
-    lost: Holder | None, # A lease of this stage that stands still
+    lost: Owner | None, # A lock or lease of this stage that stands still
 ) -> Outcome | StageError:
     "What a Ray worker does: one stage"
     if _rung(): return StageError(f"{stage} was not begun.", 130, STOPPED, STOPPED)
     _environment(environment)
+    if artefacts: cfg._root = Path.cwd() # where Ray put the notebooks
     kernel, end = Kernel(), threading.Event()
     threading.Thread(target=_listen, args=(kernel, end), daemon=True).start()
     how = dict(kernel=kernel, base=_warm(cfg, stage, place), source={**source, "machine": hardware()})
     try:
+        load_env(cfg._root / ".env") # as its kernels do, so that what is in there is kept out of logs
         if artefacts: return _through_store(cfg, stage, overrides, inputs, artefacts, run, lost, **how)
-        return _attempt(cfg, stage, overrides, **how)
+        return _attempt(cfg, stage, overrides, lost=lost, **how)
     except StageError as e: return e
     except InputError as e: return StageError(f"{stage} cannot run: {e}", 2, "InputError", str(e))
     finally: end.set()
@@ -104,9 +106,8 @@ def _attempt(cfg: Settings, stage: Stage, overrides: dict, **how) -> Outcome:
 
 
 def _through_store(cfg: Settings, stage: Stage, overrides: dict, inputs: dict[str, str], artefacts: str, run: str,
-                   lost: Holder | None, **how) -> Outcome:
+                   lost: Owner | None, **how) -> Outcome:
     "A stage whose inputs and outputs travel"
-    cfg._root = Path.cwd() # where Ray put the notebooks
     store = Artefacts(cfg, artefacts)
     leases = store.leases(run)
     if owner := leases.take(stage.name, lost): return Outcome("held", owner=owner)
@@ -114,6 +115,7 @@ def _through_store(cfg: Settings, stage: Stage, overrides: dict, inputs: dict[st
         if record := store.done(stage, inputs): return Outcome("done", record)
         store.pull(inputs)
         outcome = _attempt(cfg, stage, overrides, **how)
+        if owner := leases.lost(stage.name): return Outcome("held", owner=owner) # this machine had slept, say
         if outcome.state != "held": store.finished(stage)
         return outcome
     except StageError as e:
@@ -167,19 +169,21 @@ class Cluster:
         else: more |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1",
                        "_system_config": {"idle_worker_killing_time_threshold_ms": 3_600_000}} # workers stay warm
         if self.own: _connect(ray, address, {"log_to_driver": False, "logging_level": "error", **more})
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.largest = {kind: max(node.get(kind, 0) for node in alive) for kind in ("CPU", "GPU", "memory")}
+        self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.most = max(16, 4 * int(ray.cluster_resources().get("CPU", 1)))
         if cfg.jobs: self.most = cfg.jobs
         self.task = ray.remote(max_retries=RETRIES)(work)
 
     def _options(self, stage: Stage) -> dict:
         "What a stage asks of Ray; no more than one machine has, or it would wait for ever"
-        need, gpu = self.wanted[stage.name], self.largest["GPU"]
+        need, gpu = self.wanted[stage.name], 0
+        if stage.notebook in ("3_finetune", "4_evaluate"): gpu = max(node.get("GPU", 0) for node in self.nodes)
+        able = [node for node in self.nodes if node.get("GPU", 0) >= gpu]
+        largest = max(able, key=lambda node: (node.get("CPU", 0), node.get("memory", 0)))
         memory = math.ceil(need.ram_gb) * 2**30 # whole GB: Ray hands a worker on between tasks of equal needs
-        options = {"num_cpus": min(need.cpus, self.largest["CPU"]), "name": stage.title,
-                   "memory": int(min(memory, 0.9 * self.largest["memory"]))}
-        if gpu and stage.notebook in ("3_finetune", "4_evaluate"):
+        options = {"num_cpus": min(need.cpus, largest.get("CPU", 0)), "name": stage.title,
+                   "memory": int(min(memory, 0.9 * largest.get("memory", 0)))}
+        if gpu:
             known = need.gpus and math.isfinite(need.gpu_gb)
             share = 1 if not known or need.gpus > 1 else min(1.0, math.ceil(20 * need.gpu_gb / _gpu_gb()) / 20)
             options["num_gpus"] = min(gpu, need.gpus if need.gpus > 1 else share)
@@ -213,10 +217,16 @@ class Cluster:
             return StageError(f"{stage} failed: {why}", 1, "WorkerLost", why)
         if isinstance(outcome, Outcome) and outcome.record:
             self.known |= outcome.record["outputs"]
-            if self.artefacts: write_json(record_path(self.cfg, stage), outcome.record)
-        elif isinstance(outcome, Outcome) and self.artefacts and self.pulse.still(stage.name, outcome.owner):
+            if self.artefacts: self._keep(stage, outcome.record)
+        elif isinstance(outcome, Outcome) and self.pulse.still(stage.name, outcome.owner):
             self.lost[stage.name] = outcome.owner
         return outcome
+
+    def _keep(self, stage: Stage, record: dict):
+        "What the store has too"
+        with contextlib.suppress(InputError, OSError): # a full disk here stops nobody there
+            failure_path(self.cfg, stage).unlink(missing_ok=True)
+            write_json(record_path(self.cfg, stage), record)
 
     def records(self, known: dict[str, dict]) -> dict[str, dict]:
         if self.artefacts: known = Artefacts(self.cfg, self.artefacts).records()

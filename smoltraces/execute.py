@@ -286,8 +286,8 @@ def execute(
         raise _failure(cfg, stage, overrides, kind, failed[1], cell, began, time.monotonic() - start) from None
     finally:
         with contextlib.suppress(*((OSError, InputError) if failed else ())): _keep_page(cfg, stage, failed)
-    write_json(record_path(cfg, stage), record)
     failure_path(cfg, stage).unlink(missing_ok=True)
+    write_json(record_path(cfg, stage), record)
     return record
 
 

@@ -19,6 +19,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 import types
 
 # %% ../nbs/52_forking.ipynb #758f679a
@@ -98,31 +99,46 @@ def become(
 
 # %% ../nbs/52_forking.ipynb #18efd05b
 def serve(
+    parent: int, # Process whose server this is
     listener: socket.socket,
     basis: list, # Folder and environment of the imports
     added: dict[str, str], # What the imports put into the environment
 ) -> list[str] | None: # In a fork: its kernel's arguments; in the server, at the end: None
     "Fork a kernel per connection"
-    parent, kernels, polled = os.getppid(), {}, select.poll() # process descriptor -> process id and channel
+    kernels, polled = {}, select.poll() # process descriptor -> process id and channel
     polled.register(listener, select.POLLIN)
     while os.getppid() == parent:
         for fd, _ in polled.poll(1000)[:1]: # one, as the next may be of a descriptor that it closes
             if fd == listener.fileno():
-                channel, _ = listener.accept()
-                pid = os.fork()
-                if pid == 0:
-                    listener.close()
-                    for other, (_, theirs) in kernels.items():
-                        theirs.close()
-                        os.close(other)
-                    return become(channel, basis, added)
-                ended = os.pidfd_open(pid)
-                kernels[ended] = pid, channel
-                polled.register(ended, select.POLLIN)
-                polled.register(channel, select.POLLRDHUP)
+                if (channel := _forked(listener, kernels, polled)) is None: continue
+                for other, (_, theirs) in kernels.items():
+                    theirs.close()
+                    os.close(other)
+                return become(channel, basis, added)
             elif fd in kernels: _buried(fd, *kernels.pop(fd), polled)
             else: _orphaned(fd, kernels, polled)
     return None
+
+
+def _forked(listener: socket.socket, kernels: dict, polled: select.poll) -> socket.socket | None: # None: the server
+    "Take a connection and fork for it; where that cannot be, whoever asked starts a kernel the usual way"
+    channel, pid = None, 0
+    try:
+        channel, _ = listener.accept()
+        if (pid := os.fork()) == 0:
+            listener.close()
+            return channel
+        ended = os.pidfd_open(pid)
+    except OSError: # too many processes or files, or no memory
+        time.sleep(0.1)
+        if channel: channel.close()
+        if pid:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+        return None
+    kernels[ended] = pid, channel
+    polled.register(ended, select.POLLIN)
+    polled.register(channel, select.POLLRDHUP)
 
 
 def _buried(fd: int, pid: int, channel: socket.socket, polled: select.poll):
@@ -144,6 +160,7 @@ def _orphaned(fd: int, kernels: dict[int, tuple[int, socket.socket]], polled: se
 
 
 def main(
+    parent: int, # Process whose server this is
     names: list[str], # To preload
     switches: dict[str, str], # Environment variables that must be set when they are imported
 ) -> None:
@@ -152,7 +169,7 @@ def main(
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     basis = [os.getcwd(), lasting(dict(os.environ))]
     os.environ.update(switches, JPY_PARENT_PID=str(os.getpid())) # ipykernel reads it when it is imported
-    given, parent = dict(os.environ), os.getppid()
+    given = dict(os.environ)
     signal.signal(signal.SIGALRM, lambda *_: os.getppid() == parent or os._exit(1)) # nobody waits for these imports
     signal.setitimer(signal.ITIMER_REAL, 1, 1)
     with as_kernel(): preload(names)
@@ -161,7 +178,7 @@ def main(
     if why := unsafe(): sys.exit(why)
     gc.collect()
     gc.freeze() # collecting would touch, and so copy, shared pages
-    arguments = serve(listener, basis, {k: v for k, v in os.environ.items() if given.get(k) != v})
+    arguments = serve(parent, listener, basis, {k: v for k, v in os.environ.items() if given.get(k) != v})
     if arguments is None: os._exit(0)
     sys.argv = ["ipykernel_launcher", *arguments]
     runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)

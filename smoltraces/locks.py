@@ -73,12 +73,16 @@ class Locks:
         self.held: dict[str, tuple[int, Owner]] = {} # by name: open file, what it says
         self.mutex, self.end, self.thread = threading.Lock(), threading.Event(), None
 
-    def take(self, name: str) -> Owner | None: # None: it is ours now
+    def take(
+        self,
+        name: str,
+        lost: Owner | None = None, # What a lock says that somebody has seen stand still
+    ) -> Owner | None: # None: it is ours now
         "Take a lock, or say who holds it"
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.mutex, self._alone():
             if name in self.held: return self.held[name][1]
-            if (owner := self._holder(name)) is not None: return owner
+            if (owner := self._holder(name)) is not None and owner != lost: return owner
             file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.held[name] = file, Owner(platform.node(), os.getpid(), machine(), now())
@@ -99,10 +103,11 @@ class Locks:
 
     def give(self, name: str):
         "Give a lock back"
-        with self.mutex, self._alone():
+        with self.mutex:
             file, _ = self.held.pop(name)
-            with contextlib.suppress(OSError): (self.folder / name).unlink()
-            os.close(file)
+            try:
+                with contextlib.suppress(OSError), self._alone(): (self.folder / name).unlink()
+            finally: os.close(file)
 
     def close(self):
         "Give all back"

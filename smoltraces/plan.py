@@ -303,6 +303,7 @@ def basis(
     for name in stage.inputs:
         try: inputs[name] = digest(name)
         except FileNotFoundError: lacking = lacking or name
+        except OSError as e: raise InputError(f"{name} cannot be read ({e.strerror}): see to that.") from None
     if lacking and not (stage.gathers and inputs):
         raise InputError(f"{lacking} is missing: run the stage that writes it first.")
     return {"code": code_hash(notebook_of(cfg, stage)), "parameters": stage.parameters, "settings": stage.settings,
@@ -349,7 +350,8 @@ def by_records(
     if (record := known.get(stage.name)) is None: return Changed("new", "not run yet")
     def now(name: str) -> str | None: return known.get(maker[name], {}).get("outputs", {}).get(name)
     inputs = {name: now(name) if name in maker else record["inputs"].get(name) for name in stage.inputs}
-    return changed(cfg, stage, record, {name: digest for name, digest in inputs.items() if digest})
+    try: return changed(cfg, stage, record, {name: digest for name, digest in inputs.items() if digest})
+    except InputError as e: return Changed("code", str(e)) # a broken notebook
 
 
 def changed(
@@ -378,7 +380,7 @@ def assess(
     "What is done, what has to run, and why"
     digest, known, states = Hashes(cfg, still=True), records(cfg) if known is None else known, {}
     maker = {output: stage for stage in stages for output in stage.outputs}
-    makers = {output: stage.name for output, stage in maker.items()}
+    makers = {} if here else {output: stage.name for stage in plan(cfg) for output in stage.outputs}
     for stage in stages:
         before = next((m for i in stage.inputs if (m := maker.get(i)) and states[m.name].state != "done"), None)
         changed = reason(cfg, stage, known.get(stage.name), digest) if here else by_records(cfg, stage, known, makers)

@@ -44,14 +44,15 @@ def attempt(
     stage: Stage,
     overrides: dict, # The settings that differ from the profile's
     locks: Locks,
+    lost: Owner | None = None, # A lock of this stage that stands still
     **how, # For `execute`
 ) -> Outcome: # Raises StageError
     "Run a stage unless it is done or held by another run"
     try:
-        if owner := locks.take(stage.name): return Outcome("held", owner=owner)
+        if owner := locks.take(stage.name, lost): return Outcome("held", owner=owner)
     except OSError as e: # the disk takes not even a lock
-        why = why_not(e, record_path(cfg, stage)) or f"{type(e).__name__}: {e}"
-        raise StageError(f"{stage} cannot run: {scrub(why, cfg._root)}", 1, type(e).__name__, why) from None
+        why = scrub(why_not(e, record_path(cfg, stage)) or f"{type(e).__name__}: {e}", cfg._root)
+        raise StageError(f"{stage} cannot run: {why}", 1, type(e).__name__, why) from None
     try:
         try: record = read_json(record_path(cfg, stage))
         except InputError: record = None
@@ -154,16 +155,20 @@ class Threads:
         self.pool = ThreadPoolExecutor(max(1, min(self.most, 256)))
         self.locks, self.source = Locks(cfg.path("runs", ".locks")), origin(cfg)
         self.futures: dict[Future, tuple[Stage, Kernel]] = {}
+        self.asked = False
 
     def submit(self, stage: Stage) -> bool:
         if len(self.futures) >= self.most: return False
         chosen = self.room.take(stage.name, self.wanted[stage.name])
         if chosen is None: return False
-        environment = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, chosen))} if len(self.devices) > 1 and chosen else {}
+        names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(len(self.devices))))).split(",")
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(names[i].strip() for i in chosen)} \
+            if len(self.devices) > 1 and chosen else {}
         kernel, server = Kernel(), self.server_of(stage)
         future = self.pool.submit(attempt, self.cfg, stage, self.overrides, self.locks, kernel=kernel,
                                   base=server and manager_class(server), environment=environment, source=self.source)
         self.futures[future] = stage, kernel
+        if self.asked: kernel.stop(STOPPED) # just now
         return True
 
     def wait(self, seconds: float) -> list[tuple[Stage, Outcome | BaseException]]:
@@ -182,6 +187,7 @@ class Threads:
     def running(self) -> list[Stage]: return [stage for stage, _ in self.futures.values()]
 
     def stop(self):
+        self.asked = True
         for _, kernel in self.futures.values(): kernel.stop(STOPPED)
 
     def kill(self):
@@ -258,7 +264,8 @@ class Run:
 
     def __post_init__(self):
         self.maker = {output: stage for stage in self.stages for output in stage.outputs}
-        self.makers = {output: stage.name for output, stage in self.maker.items()}
+        every = plan(self.cfg) if self.engine.artefacts else [] # also those that are not to run now
+        self.makers = {output: stage.name for stage in every for output in stage.outputs}
         before = {s: [self.maker[i] for i in s.inputs if i in self.maker] for s in self.stages}
         self.order, self.digest = {s.name: k for k, s in enumerate(self.stages)}, Hashes(self.cfg)
         self.before, self.sorter = before, TopologicalSorter(before)
@@ -298,6 +305,7 @@ class Run:
 
     def _submit(self):
         for stage in self.ready[:64]:
+            if self.halted(): return # a stop may come at any moment, as while files were hashed
             if self.held.get(stage.name, 0) > time.monotonic(): continue
             if not self.engine.submit(stage): continue
             self.progress.begin(stage)
@@ -432,10 +440,13 @@ def reproduce(
         run = Run(cfg, stages, runner, progress, max_failures, runner.records(known))
         opened.enter_context(progress.bar)
         with _ctrl_c(run): run.go()
-        runner.bring(stages, run.known)
+        try: runner.bring(stages, run.known)
+        except InputError as e: lacking = e
+        else: lacking = None
         if run.ran: _manifest(cfg, run, began, time.monotonic() - start, runner.source)
     if run.stopping: raise KeyboardInterrupt
     if run.failed: raise _summary(run)
+    if lacking: raise lacking
     return run.ran
 
 

@@ -19,7 +19,7 @@ from .artefacts import Artefacts
 from .estimates import estimates
 from .execute import executed_path, failure_path, log_path
 from .files import read_json
-from .locks import Locks, Owner
+from .locks import Locks, Owner, Pulse
 from .plan import Stage, by_records, plan, records
 from .runs import clock, cores
 from .settings import InputError, Settings, load_settings
@@ -103,23 +103,26 @@ class Status:
         return f"{self.summary()}\n\n{text}\n{''.join(failed)}"
 
 
-def _held(cfg: Settings) -> dict[str, Owner]:
-    "Who is at which stage, by the locks in the run's folder"
+def _held(cfg: Settings, store: Artefacts | None, pulse: Pulse) -> dict[str, Owner]:
+    "Who is at which stage, by locks or leases; those that were seen to stand still hold nothing"
+    if store: return {name: owner for name, owner in store.leases().all().items() if not pulse.still(name, owner)}
     folder = cfg.path("runs", ".locks")
     locks, names = Locks(folder), [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
+    locks.pulse = pulse
     return {name: owner for name in names if name[0] != "." and (owner := locks.holder(name))}
 
 
 def status(
     cfg: Settings,
     store: Artefacts | None = None, # Where the results are, if not in the run's folder
+    pulse: Pulse | None = None, # Of who looks more than once
 ) -> Status:
     "How a run stands, from its files"
     stages, known = plan(cfg), store.records() if store else records(cfg)
     maker = {output: s.name for s in stages for output in s.outputs}
     folder = cfg.path("runs")
     there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    held, expected = store.leases().all() if store else _held(cfg), estimates(cfg, stages, known)
+    held, expected = _held(cfg, store, pulse or Pulse()), estimates(cfg, stages, known)
 
     def row(stage: Stage) -> Row:
         takes, record = expected[stage.name].seconds, known.get(stage.name)
@@ -166,12 +169,12 @@ def render(found: Status, most: int = 20):
 
 def show(cfg: Settings, as_json: bool = False, watch: bool = False, artefacts: str = ""): # The URL of a store
     "Print how a run stands, once or until it is stopped"
-    store = Artefacts(cfg, artefacts) if artefacts else None
+    store, pulse = Artefacts(cfg, artefacts) if artefacts else None, Pulse()
     if as_json: return print(status(cfg, store).as_json())
     from rich.console import Console
     from rich.live import Live
     if not watch: return Console(highlight=False).print(render(status(cfg, store)))
-    with Live(render(status(cfg, store)), auto_refresh=False) as live:
+    with Live(render(status(cfg, store, pulse)), auto_refresh=False) as live:
         while True:
             time.sleep(2)
-            live.update(render(status(cfg, store)), refresh=True)
+            live.update(render(status(cfg, store, pulse)), refresh=True)

@@ -6,12 +6,14 @@
 __all__ = ['STOP', 'order', 'hold_out', 'tokenizer_of', 'load', 'trainer_of', 'finetune']
 
 # %% ../nbs/36_training.ipynb #bfd0bff1
+import ctypes
 import hashlib
 import importlib.util
 import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -277,6 +279,13 @@ def _less(cfg: Settings, how: Layout) -> str:
     return f"lower max_length = {cfg.max_length}"
 
 # %% ../nbs/36_training.ipynb #0e89ac83
+def _end_with_parent():
+    "For `preexec_fn`: a process that gets SIGTERM when the one that starts it is killed; Linux alone can do that"
+    if sys.platform != "linux": return None
+    system = ctypes.CDLL(None)
+    return lambda: system.prctl(1, signal.SIGTERM) # PR_SET_PDEATHSIG
+
+
 def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path, show) -> dict:
     "`_train` in as many processes as there are devices"
     rows.to_pickle(scratch / "rows.pickle")
@@ -287,7 +296,8 @@ def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataF
                f"--nproc-per-node={layout(cfg).processes}", "--no-python", sys.executable, "-c",
                "from smoltraces.training import _child; _child()", str(scratch)]
     with open(scratch / "output.txt", "w") as output:
-        run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+        run = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+                               preexec_fn=_end_with_parent())
         try:
             while run.poll() is None:
                 time.sleep(1)

@@ -138,7 +138,7 @@ class Server(Forks):
             listener.bind(self.place)
             listener.listen(64)
             script = importlib.util.find_spec("smoltraces.forking").origin
-            told = json.dumps({"names": self.names, "switches": self.switches})
+            told = json.dumps({"parent": os.getpid(), "names": self.names, "switches": self.switches})
             self.process = subprocess.Popen([sys.executable, script, told], stdin=listener, stdout=self.said,
                                             stderr=self.said, cwd=cwd, env=env, start_new_session=True)
 

@@ -118,6 +118,11 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def alive(pid: int) -> bool:
+    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError: return False
+
+
 def kernels(pid: int) -> list[int]:
     "The kernels below a process"
     found = []

@@ -17,6 +17,11 @@ import pytest
 from conftest import ROOT, SECRET, environment, smoltraces
 from light import children, kernels, light, records, results, runs, start, until
 
+from smoltraces.cluster import Cluster
+from smoltraces.plan import plan
+from smoltraces.runs import Need
+from smoltraces.settings import load_settings
+
 pytest.importorskip("ray")
 FEW = ("--variants", "SBS,ST", "--seeds", "0:2")
 BIN = Path(sys.executable).parent
@@ -138,6 +143,34 @@ def test_ten_kills_at_random_moments(without, ray_address, tmp_path, whom):
         shutil.rmtree(folder / "outputs")  # it ended before all were killed: once more
         kept = {}
     assert process.returncode == 0 and killed == 10, said
+
+
+def test_a_lock_of_a_lost_machine_and_a_key_of_its_env_file(ray_address, tmp_path):
+    folder, hidden = light(tmp_path / "p"), "sk-from-a-file-42"
+    (folder / ".env").write_text(f"SERVICE_LOGIN={hidden}\n")
+    file = folder / "nbs" / "experiments" / "1_build_data.ipynb"
+    leak = "print(os.environ[\\\"SERVICE_LOGIN\\\"])\\nprint(\\\"begin"
+    file.write_text(file.read_text().replace("print(\\\"begin", leak))
+    locks = runs(folder) / ".locks"
+    locks.mkdir(parents=True)
+    other = {"host": "node7", "pid": 7, "machine": "gone", "began": "2030-01-01T00:00:00Z", "beat": 4}
+    (locks / "1_build_data").write_text(json.dumps(other))
+    process = on_ray(folder, ray_address, "--only", "1_build")
+    _, said = process.communicate(timeout=150)
+    assert process.returncode == 0 and "held by process 7 on node7" in said and "1_build_data" in records(folder), said
+    left = {p: p.read_text() for p in (folder / "outputs").rglob("*") if p.is_file() and p.name != ".mutex"}
+    assert not [p for p, text in left.items() if hidden in text]
+    assert any("[SERVICE_LOGIN]" in text for p, text in left.items() if p.suffix == ".ipynb")
+
+
+def test_a_stage_asks_for_no_more_than_one_machine_has():
+    cluster = Cluster.__new__(Cluster)
+    cluster.nodes = [{"CPU": 64.0, "memory": 2.0**38}, {"CPU": 16.0, "GPU": 8.0, "memory": 2.0**37}]
+    stages = {s.notebook: s for s in plan(load_settings("smoke"))}
+    cluster.wanted = {s.name: Need(64, 8, 1, 100) for s in stages.values()}
+    assert cluster._options(stages["3_finetune"])["num_cpus"] == 16
+    assert cluster._options(stages["5_figures"])["num_cpus"] == 64
+    assert "num_gpus" not in cluster._options(stages["5_figures"])
 
 
 def test_ctrl_c_reaches_the_workers(ray_address, tmp_path):

@@ -18,7 +18,7 @@ from light import kernels, light, records, results, runs, start, until
 from smoltraces.execute import StageError
 from smoltraces.locks import Locks
 from smoltraces.plan import assess, plan
-from smoltraces.runs import Need, Room
+from smoltraces.runs import Need, Room, Threads
 from smoltraces.settings import load_settings
 
 FEW = ("--variants", "SBS,ST", "--seeds", "0:2")  # 13 stages
@@ -314,6 +314,43 @@ def test_a_lock_of_a_dead_machine_is_taken_over(tmp_path):
     process = start(folder, "--only", "1_build")
     _, said = process.communicate(timeout=90)
     assert process.returncode == 0 and "held by process 7 on node7" in said and "1_build_data" in records(folder), said
+
+
+def test_a_stop_while_stages_are_handed_out(tmp_path):
+    cfg = load_settings("smoke", light(tmp_path / "p"))
+    first = plan(cfg)[0]
+    engine = Threads(cfg, {}, {first.name: Need(1, 1, 0, 0)}, lambda stage: None)
+    engine.stop()  # between the look whether to stop and this
+    assert engine.submit(first)
+    end = time.monotonic() + 60
+    while not (ended := engine.wait(1)): assert time.monotonic() < end
+    assert ended[0][1].kind == "Stopped" and not records(cfg._root)
+    engine.close()
+
+
+def test_the_gpus_that_a_run_may_use(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-3")
+    monkeypatch.setattr("smoltraces.runs.gpus", lambda: (("a", 80.0), ("a", 80.0)))
+    given = []
+    monkeypatch.setattr("smoltraces.runs.attempt", lambda *a, environment, **how: given.append(environment))
+    cfg = load_settings("smoke", light(tmp_path / "p"), jobs=2)
+    stages = [s for s in plan(cfg) if s.notebook == "3_finetune"][:2]
+    engine = Threads(cfg, {}, {s.name: Need(1, 1, 1, 80) for s in stages}, lambda stage: None)
+    assert all(map(engine.submit, stages))
+    while engine.futures: engine.wait(1)
+    engine.close()
+    assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in given) == ["2", "GPU-3"]
+
+
+def test_records_alone_tell_of_stages_that_are_not_asked_for(whole):
+    cfg = load_settings("smoke", whole, variants="SBS,ST", seeds="0:2")
+    known = {name: dict(record) for name, record in records(whole).items()}
+    tunes = [s for s in plan(cfg) if s.notebook == "3_finetune"]
+    assert {s.state for s in assess(cfg, tunes, known, here=False).values()} == {"done"}
+    known["1_build_data"]["outputs"] = {**known["1_build_data"]["outputs"], "data/ST.parquet": "another"}
+    states = assess(cfg, tunes, known, here=False)
+    assert {states[s.name].state for s in tunes if s.parameters["variant"] == "ST"} == {"stale"}
+    assert {states[s.name].state for s in tunes if s.parameters["variant"] == "SBS"} == {"done"}
 
 
 def test_status_from_another_process(tmp_path):

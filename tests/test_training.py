@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, environment
 from families import FAMILIES
+from light import alive, children, until
 
 from smoltraces import training
 from smoltraces.files import write_json
@@ -99,6 +100,18 @@ def test_kill_nine_at_a_random_moment(whole, tmp_path):
     assert (done := runs("run", folder, *pairs)).returncode == 0, done.stderr[-3000:]
     assert result(folder)["log"]["loss"] == pytest.approx(whole["log"]["loss"], abs=1e-4)
     assert result(folder)["log"]["step"] == whole["log"]["step"] == [1, 2, 3, 4]
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path):
+    run = subprocess.Popen([*SCRIPT, "run", str(tmp_path), "n_train=10", "epochs=400", "processes=2"], cwd=ROOT,
+                           env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    rows = tmp_path / "smoke/students/embedded--random-llama/ST-HC/.seed-0.checkpoints/rows.json"
+    until(rows.exists, 200)
+    below = children(run.pid)
+    assert len(below) >= 3  # torchrun and two
+    run.kill()
+    run.wait()
+    until(lambda: not any(map(alive, below)), 60)
 
 
 @pytest.mark.parametrize("pairs", [(), ("epochs=15", "processes=2")], ids=["alone", "two processes"])

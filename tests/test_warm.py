@@ -1,20 +1,22 @@
 """Forked kernels: like fresh ones in all that a notebook can see, and in how they die."""
 import asyncio
+import importlib.util
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 from jupyter_client import AsyncKernelManager
+from light import alive
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
 
@@ -54,11 +56,6 @@ def run(manager: type, *cells: str, **options) -> str:
     client = NotebookClient(book(*cells), kernel_manager_class=manager, kernel_name="python3", **options)
     client.execute()
     return "".join(o["text"] for c in client.nb.cells for o in c["outputs"] if o["output_type"] == "stream")
-
-
-def alive(pid: int) -> bool:
-    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError: return False
 
 
 def gone(*pids: int, within: float = 30) -> bool:
@@ -308,6 +305,28 @@ def test_a_killed_driver_leaves_no_process(tmp_path, moment):
     driver.wait()
     left = [int((tmp_path / n).read_text()) for n in ("server", "kernel") if (tmp_path / n).exists()]
     assert left and gone(*left)
+
+
+def test_a_server_whose_driver_has_gone_before_it_looked(tmp_path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "server"))
+        listener.listen()
+        told = json.dumps({"parent": 1, "names": [], "switches": {}})
+        script = importlib.util.find_spec("smoltraces.forking").origin
+        process = subprocess.Popen([sys.executable, script, told], stdin=listener)
+    assert process.wait(60) in (0, 1)
+
+
+def test_a_fork_that_cannot_be_is_done_without(server, monkeypatch):
+    "As where a user may have no more processes"
+    import resource
+    limit, (_, most) = resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)
+    run(forking(server), "1")
+    before = resource.prlimit(server.process.pid, limit, (3, most))
+    try: assert run(forking(server), "import os; print(os.getppid())") == f"{os.getpid()}\n"
+    finally: resource.prlimit(server.process.pid, limit, before)
+    server.failed = False
+    assert run(forking(server), "import os; print(os.getppid())") == f"{server.process.pid}\n"
 
 
 def test_only_stages_of_which_there_are_several_share_a_server():
