@@ -11,6 +11,7 @@ import textwrap
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import nbformat
 import papermill
@@ -322,8 +323,12 @@ def test_a_fork_that_cannot_be_is_done_without(server, monkeypatch):
     import resource
     limit, (_, most) = resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)
     run(forking(server), "1")
-    before = resource.prlimit(server.process.pid, limit, (3, most))
-    try: assert run(forking(server), "import os; print(os.getppid())") == f"{os.getpid()}\n"
+    used = {int(fd.name) for fd in Path(f"/proc/{server.process.pid}/fd").iterdir()}
+    free = [fd for fd in range(max(used) + 3) if fd not in used]
+    before = resource.prlimit(server.process.pid, limit, (free[1], most))  # enough for a connection, and no more
+    try:
+        with pytest.warns(UserWarning, match="fork server"):
+            assert run(forking(server), "import os; print(os.getppid())") == f"{os.getpid()}\n"
     finally: resource.prlimit(server.process.pid, limit, before)
     server.failed = False
     assert run(forking(server), "import os; print(os.getppid())") == f"{server.process.pid}\n"
