@@ -54,7 +54,7 @@ def ray_address(tmp_path_factory):
     yield f"127.0.0.1:{port}"
     below = children(process.pid)
     os.killpg(process.pid, signal.SIGTERM)
-    try: process.wait(20)
+    try: process.wait(5)
     except subprocess.TimeoutExpired: os.killpg(process.pid, 9)
     for pid in below:
         try: os.kill(pid, 9)
