@@ -45,10 +45,11 @@ def error_cell(
 
 
 def opens(cfg: Settings, stage: Stage) -> str:
-    "A link from a notebook in this folder to a stage's executed copy, at its error; JupyterLab goes to that cell"
+    "A link from a notebook in this folder to a stage's executed copy; once that is open, JupyterLab goes to the error"
     page = executed_path(cfg, stage)
     if not (cell := error_cell(page)) or not page.resolve().is_relative_to(cfg._root.resolve()): return ""
-    return f" [Open it there.]({quote(Path(os.path.relpath(page)).as_posix())}#cell-id={cell})"
+    link = f"{quote(Path(os.path.relpath(page)).as_posix())}#cell-id={cell}"
+    return f" [Open its notebook]({link}); the link once more goes to the cell that broke."
 
 
 class Status:

@@ -213,6 +213,9 @@ def test_the_status_leads_to_the_cell_that_broke(page, clone):
     page.until(f"{NOTEBOOK}?.querySelectorAll('.jp-CodeCell').length === 1", 60)
     run_all(page, 60)
     follow(page, "5_figures.ipynb")
+    page.until(f"{NOTEBOOK}?.querySelectorAll('.jp-CodeCell').length > 8", 60)
+    front(page, "look.ipynb")  # JupyterLab goes to a cell of a notebook that is open
+    follow(page, "5_figures.ipynb")
     error = f"[...{NOTEBOOK}.querySelectorAll('.jp-RenderedText')].find(e => e.textContent.includes('a planted error'))"
     page.until(f"(r => r?.y > 0 && r.y < 850)({error}?.getBoundingClientRect())", 30)
 
