@@ -27,6 +27,9 @@ class Holder(Owner):
     run: str = ""
 
 
+_NOBODY = Holder("?", 0, "?", "1970-01-01T00:00:00Z") # what no one can read will not beat
+
+
 def make_room(fs, folder: str):
     "Make a folder, where a store has any: those of objects would make a missing bucket instead"
     from fsspec.asyn import AsyncFileSystem  # all of those, and no other
@@ -64,7 +67,7 @@ class Leases:
         "Who holds a lease"
         try: return Holder(**json.loads(self.fs.cat_file(f"{self.folder}/{name}")))
         except FileNotFoundError: return None
-        except (ValueError, TypeError): return Holder("?", 0, "?", "1970-01-01T00:00:00Z") # broken: it will not beat
+        except (ValueError, TypeError): return _NOBODY
 
     def all(self) -> dict[str, Holder]:
         "Every lease that is held"
@@ -106,7 +109,7 @@ class Leases:
         "Who took a lease over, as after this machine had slept"
         owner = self.holder(name)
         if owner and replace(owner, beat=0) == replace(mine or self.held[name], beat=0): return None
-        return owner or Holder("?", 0, "?", "1970-01-01T00:00:00Z")
+        return owner or _NOBODY
 
     def _keep(self):
         while not self.end.wait(self.beat):

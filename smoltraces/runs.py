@@ -432,10 +432,11 @@ def reproduce(
     wanted = {s.name: need(cfg, s, expected[s.name], len(gpus())) for s in stages}
     with contextlib.ExitStack() as opened:
         server_of = opened.enter_context(servers(cfg, stages))
-        missing = dict.fromkeys(server_of(s) for s in stages if s.name not in known and not artefacts)
-        _start(cfg, [s for s in missing if s][:cores(cfg) - 1]) # one core for Ray to start on
+        due = [s for s in stages if s.name not in known and not artefacts]
+        missing = list(filter(None, dict.fromkeys(map(server_of, due))))
+        _start(cfg, missing[:cores(cfg) - 1]) # one core for Ray to start on
         runner = _engine(engine, opened, cfg, overrides, wanted, server_of, address, artefacts)
-        _start(cfg, [s for s in missing if s])
+        _start(cfg, missing)
         progress = Progress(cfg, stages, {n: e.seconds for n, e in expected.items()}, _at_once(runner, wanted, cfg))
         run = Run(cfg, stages, runner, progress, max_failures, runner.records(known))
         opened.enter_context(progress.bar)
