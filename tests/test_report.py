@@ -295,7 +295,8 @@ def test_filters_search_and_comparing(browser, page):
     browser.click("#clear")
     browser.click(".problem button")
     lefts = browser.js("[...document.querySelectorAll('.beside details')].map(d => d.getBoundingClientRect().left)")
-    assert len(set(lefts)) > 1 and browser.js("document.querySelectorAll('.beside .output mark').length") > 3
+    assert len(set(lefts)) > 1
+    browser.until("document.querySelectorAll('.beside .output mark').length > 3")  # drawn once an answer has opened
     assert browser.complaints == []
 
 
