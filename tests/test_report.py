@@ -234,13 +234,22 @@ def test_a_broken_file_is_named(tmp_path):
 def shown(browser) -> int: return int(browser.js("document.querySelector('#count').textContent").split()[0])
 
 
+def drawn(browser, details: str = ".answers details"):
+    "Wait for what is drawn once an answer has opened"
+    browser.until(f"[...document.querySelectorAll('{details}')].every(d => d.open && d.children.length > 1)")
+
+
+def unfold(browser):
+    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    drawn(browser)
+
+
 @chromium
 def test_the_page_is_inert(browser, attack):
     browser.size(1280, 900)
     browser.open(attack.as_uri())
     while browser.js("!$('more').hidden"): browser.click("#more")
-    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
-    time.sleep(0.3)
+    unfold(browser)
     texts = squeezed(browser.js("document.body.innerText"))
     for text in KINDS: assert squeezed(visible(text)) in texts, text
     assert browser.js("[window.pwned, document.scripts.length]") == [None, 2]
@@ -295,8 +304,8 @@ def test_filters_search_and_comparing(browser, page):
     browser.click("#clear")
     browser.click(".problem button")
     lefts = browser.js("[...document.querySelectorAll('.beside details')].map(d => d.getBoundingClientRect().left)")
-    assert len(set(lefts)) > 1
-    browser.until("document.querySelectorAll('.beside .output mark').length > 3")  # drawn once an answer has opened
+    drawn(browser, ".beside details")
+    assert len(set(lefts)) > 1 and browser.js("document.querySelectorAll('.beside .output mark').length") > 3
     assert browser.complaints == []
 
 
@@ -331,7 +340,7 @@ def test_the_page_is_legible(browser, attack, scheme):
     browser.size(1280, 900)
     browser.scheme(scheme)
     browser.open(attack.as_uri())
-    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    unfold(browser)
     worst = browser.js(CONTRAST.replace("SELECTOR", "'h1, h2, h3, p, a, td, th, small, summary *, mark, .text, .stage, "
                                         ".chip, figcaption, button, label, option, #count, #legend *'"))
     browser.scheme("light")
@@ -344,7 +353,7 @@ def test_a_narrow_window_and_paper(browser, page, attack):
     try:
         for one in (page, attack):
             browser.open(one.as_uri())
-            browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+            unfold(browser)
             assert browser.js("document.documentElement.scrollWidth") <= 400
             assert browser.js("[...document.querySelectorAll('.wide')].filter(w => w.scrollWidth > w.clientWidth)"
                               ".every(w => w.tabIndex === 0)")
