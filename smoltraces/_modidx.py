@@ -688,6 +688,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'smoltraces.figures.plotting': ('figures.html#plotting', 'smoltraces/figures.py'),
                                     'smoltraces.figures.save_figure': ('figures.html#save_figure', 'smoltraces/figures.py')},
             'smoltraces.files': { 'smoltraces.files._digest': ('files.html#_digest', 'smoltraces/files.py'),
+                                  'smoltraces.files._hash': ('files.html#_hash', 'smoltraces/files.py'),
                                   'smoltraces.files._short': ('files.html#_short', 'smoltraces/files.py'),
                                   'smoltraces.files._sync': ('files.html#_sync', 'smoltraces/files.py'),
                                   'smoltraces.files._sync_one': ('files.html#_sync_one', 'smoltraces/files.py'),

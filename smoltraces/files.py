@@ -148,15 +148,19 @@ def parquet_rows(
 
 
 @cache
-def _digest(path: Path, size: int, changed: int) -> str: # hashed once in a process, unless the file changes
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()
+def _digest(path: str, size: int, changed: int) -> str: # hashed once in a process, unless the file changes
+    with open(path, "rb", buffering=0) as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def sha256(path: Path) -> str:
+def _hash(path: str) -> str:
+    seen = os.stat(path)
+    return _digest(path, seen.st_size, seen.st_mtime_ns)
+
+
+def sha256(path: Path | str) -> str:
     "Hash of a file's bytes, or of a folder's relative names and bytes"
-    path = Path(path)
-    if path.is_dir():
-        names = sorted(p for p in path.rglob("*") if p.is_file())
-        return hashlib.sha256("".join(f"{p.relative_to(path)}:{sha256(p)};" for p in names).encode()).hexdigest()
-    seen = path.stat()
-    return _digest(path.absolute(), seen.st_size, seen.st_mtime_ns)
+    path = os.path.abspath(path) # strings all the way: pathlib takes twice the time for ten thousand students
+    if not os.path.isdir(path): return _hash(path)
+    files = [file for at, _, names in os.walk(path) for name in names if os.path.isfile(file := f"{at}/{name}")]
+    names = sorted((file[len(path) + 1:] for file in files), key=lambda name: name.split("/"))
+    return hashlib.sha256("".join(f"{name}:{_hash(f'{path}/{name}')};" for name in names).encode()).hexdigest()

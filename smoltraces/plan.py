@@ -240,9 +240,9 @@ class Hashes:
         return digest
 
     def _remembered(self, name: str) -> str:
-        sign, newest = _sign(f"{self.base}/{name}")
+        sign, newest = _sign(path := f"{self.base}/{name}")
         if (found := self.known.get(name)) and found[0] == sign: return found[1]
-        digest = sha256(self.cfg.path(name))
+        digest = sha256(path)
         if newest < time.time_ns() - 2 * 10**9: self.known[name], self.new = [sign, digest], True
         return digest
 
