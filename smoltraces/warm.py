@@ -107,8 +107,8 @@ class Forks:
         channel.settimeout(PATIENCE)
         try:
             channel.connect(self.place)
-            channel.sendall(request[socket.send_fds(channel, [request], outputs):])
-            pid = int(channel.recv(64))
+            if left := request[socket.send_fds(channel, [request], outputs):]: channel.sendall(left)
+            with channel.makefile("rb", buffering=0) as said: pid = int(said.readline()) # its exit code may follow
         except (OSError, ValueError):
             channel.close()
             return self._give_up()

@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError, DeadKernelError
 
 from smoltraces.plan import plan
 from smoltraces.settings import load_settings
-from smoltraces.warm import Forked, Server, cold, manager_class, preloads, servers
+from smoltraces.warm import Forked, Forks, Server, cold, manager_class, preloads, servers
 
 pytestmark = pytest.mark.skipif(bool(cold()), reason=f"no fork server: {cold()}")
 LIGHT = ("ipykernel.kernelapp", "numpy", "json")
@@ -239,6 +239,23 @@ def test_a_server_is_shared_by_processes_and_kills_what_nobody_waits_for(server,
     other.kill()
     other.communicate()
     assert gone(pid) and run(forking(server), "import os; print(os.getppid())") == f"{server.process.pid}\n"
+
+
+def test_a_kernel_that_ends_before_its_number_is_read(tmp_path):
+    "The number and the exit code have both arrived by then"
+    place = str(tmp_path / "server")
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(place)
+        listener.listen()
+        for said, pid in ((b"7\n-9\n", 7), (b"0\n0\n", 0)):
+            here = Forks(place)
+            forked = pool.submit(here.fork, [], "/", {})
+            channel, _ = listener.accept()
+            channel.recv(1 << 16)
+            channel.sendall(said)
+            channel.close()
+            kernel = forked.result()
+            assert not here.failed and (kernel is None if not pid else (kernel.pid, kernel.wait()) == (pid, -9))
 
 
 def test_switches_are_set_for_the_imports_alone(tmp_path):
