@@ -183,6 +183,9 @@ def _score_parts(counts: dict, n_words: np.ndarray, weights: dict[str, float]) -
 
 def _logistic(x): return 1 / (1 + np.exp(-x))
 
+
+_DECIMALS = 14 # the last bits of a logarithm or an exponential differ between processors
+
 # %% ../nbs/21_style.ipynb #0448ab1f
 INITIALS = dict(zip("FEVS", STAGES, strict=True))
 _path_letters = bytes.maketrans(bytes(range(4)), b"FEVS")
@@ -249,18 +252,19 @@ def _frame(cell: dict[str, np.ndarray], paths: list[bytes], lex: Lexicon) -> pd.
         entropy = -np.where(by_type > 0, share * np.log2(share), 0).sum(axis=0)
     rate = np.divide(100, n_words, out=np.full(len(n_words), np.nan), where=n_words > 0)
     counts = {t: cell[f"pivots.{t}"] for t in PIVOT_TYPES} | {g[6:]: cell[g] for g in lex.groups if g[:6] == "style."}
-    parts = _score_parts(counts, n_words, lex.score)
+    score = _logistic(sum(_score_parts(counts, n_words, lex.score).values()) + lex.score["bias"])
     def whole(x): return x.astype(np.int64)
     return pd.DataFrame({
         "n_words": whole(n_words), "n_sentences": whole(cell["n_sentences"]), "pivots": whole(total),
         **{f"pivots_{t}": whole(cell[f"pivots.{t}"]) for t in PIVOT_TYPES},
         "pivot_types": (by_type > 0).sum(axis=0), "pivots_per_100_words": total * rate,
-        "pivot_diversity": np.where(total > 0, entropy + 0.0, np.nan), "pivot_position": cell["pivot_position"],
+        "pivot_diversity": np.where(total > 0, entropy.round(_DECIMALS) + 0.0, np.nan),
+        "pivot_position": cell["pivot_position"],
         "backtracks": whole(cell["backtracks"]), "backtracks_per_100_words": cell["backtracks"] * rate,
         "backtrack_reach": cell["backtrack_reach"], **{f"stage_{s}": cell[f"stage_{s}"] for s in STAGES},
         "stage_path": pd.array([p.translate(_path_letters).decode() for p in paths], dtype="str"),
         **{k: cell[k] for k in ("coherence", "mattr", "mtld", "repetition")},
-        "style_score": np.where(n_words > 0, _logistic(sum(parts.values()) + lex.score["bias"]), np.nan)})
+        "style_score": np.where(n_words > 0, score.round(_DECIMALS), np.nan)})
 
 
 def _tokens(texts: list[str], tokenizer) -> list[int]:

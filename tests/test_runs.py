@@ -177,14 +177,14 @@ def test_max_failures(tmp_path):
 FATES = {("SBS", 0): ("os.kill(os.getpid(), 9)", "its kernel was killed by signal 9, as happens when memory runs out"),
          ("SBS", 1): ("os.kill(os.getpid(), 11)", "its kernel was killed by signal 11"),
          ("ST", 0): ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("ST", 1): ("sys.exit(3)", "SystemExit"),
-         ("Base", 0): ("time.sleep(600)", "it took longer than time_limit = 1 minutes: raise that")}
+         ("Base", 0): ("time.sleep(600)", "it took longer than time_limit = 0.4 minutes: raise that")}
 
 
 def test_how_notebooks_may_end(tmp_path):
     "All of them badly, each in its way; what needs none of them goes on"
     folder = light(tmp_path / "p")
     how = f"exec({ {k: how for k, (how, _) in FATES.items()} !r}[variant, seed])"
-    done = run(folder, *FEW, "-s", "time_limit=1", LIGHT_SPOIL="'variant' in globals()", LIGHT_HOW=how)
+    done = run(folder, *FEW, "-s", "time_limit=0.4", LIGHT_SPOIL="'variant' in globals()", LIGHT_HOW=how)
     assert done.returncode == 1 and "5 of 13 stages failed and 4 that need them did not run" in done.stderr, done.stderr
     assert set(records(folder)) == {name for name in ALL if name[0] in "125"}
     assert not list(runs(folder).glob("*.running.ipynb"))
