@@ -4,10 +4,12 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
+from packaging.requirements import Requirement
 
 BIN = Path(sys.executable).parent
 NOTEBOOKS = sorted(p for p in ROOT.rglob("*.ipynb") if ".venv" not in p.parts and ".ipynb_checkpoints" not in p.parts
@@ -47,6 +49,12 @@ def test_lock_pins_versions_and_nothing_else():
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert len(lines) > 200
     assert [line for line in lines if not re.match(r"[A-Za-z0-9._-]+==[\w.+!-]+( ; .*)?$", line)] == []
+
+
+def test_lock_has_the_triton_of_its_torch():
+    asked = [r for r in map(Requirement, requires("torch")) if r.name == "triton"]
+    locked = re.search(r"^triton==(\S+)", (ROOT / "requirements.lock").read_text(), re.M)[1]
+    assert asked and all(r.specifier.contains(locked) for r in asked)
 
 
 def test_import_is_light():
