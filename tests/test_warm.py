@@ -189,8 +189,8 @@ def test_exit_codes(server, code):
 def test_it_can_be_interrupted_shut_down_and_restarted(server, deaf):
     async def go(server):
         manager, client = await _started(server)
-        asked = client.execute("import time\ntime.sleep(60)")
-        await asyncio.sleep(0.5)
+        asked = client.execute("import time\nprint('begun', flush=True)\ntime.sleep(60)")
+        while (await client.get_iopub_msg(timeout=20))["msg_type"] != "stream": pass
         await manager.interrupt_kernel()
         while (reply := await client.get_shell_msg(timeout=20))["parent_header"].get("msg_id") != asked: pass
         first = manager.provisioner.pid
@@ -286,7 +286,8 @@ def test_a_server_that_fails_is_named_once_and_done_without(tmp_path, code, why)
 
 def test_a_killed_server_takes_its_kernels_along_and_is_done_without():
     server = Server(LIGHT, {})
-    with pytest.raises(DeadKernelError): run(forking(server), "import os; os.kill(os.getppid(), 9)", "1")
+    with pytest.raises(DeadKernelError):
+        run(forking(server), "import os, time; os.kill(os.getppid(), 9); time.sleep(60)")
     with pytest.warns(UserWarning, match="fork server"):
         assert run(forking(server), "import os; print(os.getppid())") == f"{os.getpid()}\n"
     server.close()
