@@ -103,7 +103,7 @@ class Browser:
         assert "exceptionDetails" not in got, got
         return got["result"].get("value")
 
-    def until(self, expression: str, seconds: float = 20):
+    def until(self, expression: str, seconds: float = 60):
         end = time.monotonic() + seconds
         while not self.js(expression):
             assert time.monotonic() < end, f"not in {seconds} s: {expression}"

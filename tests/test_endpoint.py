@@ -75,7 +75,7 @@ def faulty(tmp_path_factory):
     ("unclosed", "truncated", "never closed"), ("cut", "truncated", "reached max_tokens")])
 def test_what_never_works_is_recorded_with_its_reason(tmp_path, faulty, kind, status, reason):
     asked = [Request("m", ({"role": "user", "content": f"[{kind}] {i}"},), {}) for i in range(3)]
-    endpoint = near(faulty, timeout=0.1, tries=3, backoff=0.01)
+    endpoint = near(faulty, timeout=0.5, tries=3, backoff=0.01)
     with Store(tmp_path / "s.sqlite") as store:
         before = faulty.stats()
         totals = ask(endpoint, asked, store, progress=False)

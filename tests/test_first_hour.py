@@ -148,7 +148,7 @@ def test_walk(page, clone):
 def test_a_trace_is_seen_with_its_pivots_coloured(page):
     front(page, "2_analyse_traces")
     marks = f"[...{NOTEBOOK}.querySelectorAll('.smoltraces-box span[title]')]" # in the text, not in its legend
-    page.until(f"{marks}.length > 3", 30)
+    page.until(f"{marks}.length > 3")
     page.js(f"{marks}[0].scrollIntoView({{block: 'center'}})")
     assert page.js(f"{marks}.some(e => /wait|check|what if|now i see/i.test(e.textContent))")
     assert page.js(f"new Set({marks}.map(e => getComputedStyle(e).backgroundColor)).size") > 2
@@ -163,7 +163,7 @@ def test_the_report_opens_from_the_files(page):
     for name in ("outputs", "smoke", "report.html"): press(page, tree.format(name), clicks=2)
     inside = "document.querySelector('.jp-HTMLViewer iframe')?.contentDocument"
     page.until(f"!!{inside}?.querySelector('h1')?.textContent.includes('smoke')", 60)
-    page.until(f"{inside}.images.length > 3 && [...{inside}.images].every(e => e.complete && e.naturalWidth > 50)", 30)
+    page.until(f"{inside}.images.length > 3 && [...{inside}.images].every(e => e.complete && e.naturalWidth > 50)")
 
 
 @chromium
@@ -187,13 +187,13 @@ def test_a_failed_notebook_leads_to_its_error(page, clone):
     nbformat.write(notebook, clone / name)
     with pytest.raises(papermill.PapermillExecutionError):
         papermill.execute_notebook(clone / name, clone / "outputs/smoke/notebooks" / name, progress_bar=False)
-    page.until("!!document.querySelector('.jp-BreadCrumbs-item')", 30)
+    page.until("!!document.querySelector('.jp-BreadCrumbs-item')")
     tree = "[...document.querySelectorAll('.jp-DirListing-item')].find(e => e.textContent.startsWith('{}'))"
     press(page, "document.querySelector('.jp-BreadCrumbs-home')")
     for part in ("outputs", "smoke", "notebooks", "failed.ipynb"): press(page, tree.format(part), clicks=2)
     press(page, f"{NOTEBOOK}?.querySelector('a[href*=papermill-error-cell]')")
     error = f"[...{NOTEBOOK}.querySelectorAll('.jp-RenderedText')].find(e => e.textContent.includes('a planted error'))"
-    page.until(f"(r => r.y > 0 && r.y < 850)({error}.getBoundingClientRect())", 20)
+    page.until(f"(r => r?.y > 0 && r.y < 850)({error}?.getBoundingClientRect())")
 
 
 @chromium
@@ -217,7 +217,7 @@ def test_the_status_leads_to_the_cell_that_broke(page, clone):
     front(page, "look.ipynb")  # JupyterLab goes to a cell of a notebook that is open
     follow(page, "5_figures.ipynb")
     error = f"[...{NOTEBOOK}.querySelectorAll('.jp-RenderedText')].find(e => e.textContent.includes('a planted error'))"
-    page.until(f"(r => r?.y > 0 && r.y < 850)({error}?.getBoundingClientRect())", 30)
+    page.until(f"(r => r?.y > 0 && r.y < 850)({error}?.getBoundingClientRect())")
 
 
 @chromium

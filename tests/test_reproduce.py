@@ -149,7 +149,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
     while run.poll() is None and not list((out(folder) / "runs").glob("2_*rs.json")): time.sleep(0.1)
     time.sleep(2)
     run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=20)
+    _, said = run.communicate(timeout=40)
     assert run.returncode == 130 and "the same command goes on" in said, said
     done = {p.name for p in (out(folder) / "runs").glob("[1-5]*.json")}
     assert {"1_build_data.json", "2_analyse_traces-teachers.json"} <= done and len(done) < 15
