@@ -3,6 +3,7 @@
 Whole runs, each in a project of its own, all in one go; before them one that does not count fills the caches. Every
 second round goes backwards, so that a machine that slows down or warms up favours none. Printed are medians, and
 whether the results of the first round are the same. With `cold` also the built-in runner without warm kernels."""
+import os
 import shutil
 import subprocess
 import sys
@@ -40,7 +41,8 @@ def main(seeds: str = "0", rounds: str = "1", cold: str = ""):
             print(f"{name:24} {median(each):6.0f} s  {median(each) / base:5.2f} ×   ({runs})")
         for name in list(ways)[1:]:
             two = [f"{folder}/{n}-0/outputs/smoke" for n in ("built in", name)]
-            done = subprocess.run([*COMMAND, "diff", *two], capture_output=True, text=True)
+            done = subprocess.run([*COMMAND, "diff", *two], capture_output=True, text=True,
+                                  env={**os.environ, "COLUMNS": "200"})
             print(done.stdout.splitlines()[2] if done.returncode == 0 else done.stdout)
 
 
