@@ -236,7 +236,8 @@ def shown(browser) -> int: return int(browser.js("document.querySelector('#count
 
 def drawn(browser, details: str = ".answers details"):
     "Wait for what is drawn once an answer has opened"
-    browser.until(f"[...document.querySelectorAll('{details}')].every(d => d.open && d.children.length > 1)")
+    browser.until(f"(all => all.length && all.every(d => d.open && d.children.length > 1))"
+                  f"([...document.querySelectorAll('{details}')])")
 
 
 def unfold(browser):
