@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_NAMES', 'Names', 'NamesOrNone', 'Seeds', 'KeyName', 'Variant', 'Variants', 'Roles', 'LearningRate',
-           'Benchmark', 'Benchmarks', 'FROM_FILE', 'OWN', 'InputError', 'benchmark_name', 'Settings', 'find_settings',
-           'load_env', 'load_settings', 'from_notebook', 'slug', 'versions', 'needs']
+           'Benchmark', 'Benchmarks', 'FROM_FILE', 'OWN', 'InputError', 'benchmark_name', 'nearest', 'Settings',
+           'find_settings', 'load_env', 'load_settings', 'from_notebook', 'slug', 'versions', 'needs']
 
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
@@ -34,7 +34,7 @@ def benchmark_name(
     return spec.partition("@")[0]
 
 
-def _nearest(name: str, known) -> str:
+def nearest(name: str, known) -> str:
     match = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {match[0]}?" if match else f"choose from {', '.join(known)}."
 
@@ -77,7 +77,7 @@ LearningRate = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValid
 def _known(spec: str) -> str:
     name = benchmark_name(spec)
     if name in BENCHMARK_NAMES: return spec
-    raise ValueError(f"{name!r} is no benchmark; {_nearest(name, BENCHMARK_NAMES)}")
+    raise ValueError(f"{name!r} is no benchmark; {nearest(name, BENCHMARK_NAMES)}")
 
 
 Benchmark = Annotated[str, AfterValidator(_known)]
@@ -226,7 +226,7 @@ def _read(file: Path) -> configparser.ConfigParser:
 
 def _profile(ini: configparser.ConfigParser, profile: str) -> dict[str, str]:
     known = [name for name in ini.sections() if name != "DEFAULT" and " " not in name]
-    if profile not in known: raise InputError(f"Unknown profile {profile!r}: {_nearest(profile, known)}")
+    if profile not in known: raise InputError(f"Unknown profile {profile!r}: {nearest(profile, known)}")
     return {**(ini["DEFAULT"] if "DEFAULT" in ini else {}), **ini[profile]}
 
 
@@ -235,7 +235,7 @@ def _environment(fields) -> dict[str, str]:
     for name, value in os.environ.items():
         if not name.startswith("SMOLTRACES_") or name in _reserved: continue
         key = name.removeprefix("SMOLTRACES_").lower()
-        if key not in fields: raise InputError(f"Unknown setting {name} in the environment: {_nearest(key, fields)}")
+        if key not in fields: raise InputError(f"Unknown setting {name} in the environment: {nearest(key, fields)}")
         found[key] = value
     return found
 
@@ -267,7 +267,7 @@ OWN = ("method", "engine", "learning_rate", "epochs", "batch_size", "micro_batch
 
 def _check(source: str, pairs: dict, fields):
     for key in pairs:
-        if key not in fields: raise InputError(f"Unknown setting {key!r} in {source}: {_nearest(key, fields)}")
+        if key not in fields: raise InputError(f"Unknown setting {key!r} in {source}: {nearest(key, fields)}")
 
 
 def _typed(values: dict, origin: dict[str, str]) -> Settings:
@@ -293,7 +293,7 @@ def _sections(ini: configparser.ConfigParser, file: Path, settings: Settings, fi
             raise InputError(f"{shared[0]} in {where} holds for all students and variants: set it in [{profile}].")
         _typed({**settings.model_dump(), **ini[section]}, dict.fromkeys(fields, where))
         if name not in known and "/" not in name: # other students may be asked for today
-            raise InputError(f"{where} names neither a student nor a variant: {_nearest(name, known)}")
+            raise InputError(f"{where} names neither a student nor a variant: {nearest(name, known)}")
         found[name] = dict(ini[section])
     return found
 

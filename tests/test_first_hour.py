@@ -199,7 +199,8 @@ def test_a_failed_notebook_leads_to_its_error(page, clone):
 @chromium
 def test_the_status_leads_to_the_cell_that_broke(page, clone):
     import nbformat
-    folder, cell = clone / "outputs/smoke", "from smoltraces.status import status\nstatus(load_settings('smoke'))"
+    folder = clone / "outputs/smoke"
+    cell = "from smoltraces.running.status import status\nstatus(load_settings('smoke'))"
     shutil.copy(folder / "notebooks/failed.ipynb", folder / "notebooks/5_figures.ipynb")
     (folder / "runs/5_figures.failed.json").write_text(json.dumps(
         {"stage": "5_figures", "kind": "ValueError", "why": "ValueError: a planted error", "seconds": 1.0}))

@@ -59,7 +59,7 @@ def test_lock_has_the_triton_of_its_torch():
 
 def test_import_is_light():
     code = ("import sys, pkgutil, smoltraces; from importlib import import_module\n"
-            "for m in pkgutil.iter_modules(smoltraces.__path__): import_module('smoltraces.' + m.name)\n"
+            "for m in pkgutil.walk_packages(smoltraces.__path__, 'smoltraces.'): import_module(m.name)\n"
             "print([m for m in ('torch', 'unsloth', 'lm_eval', 'transformers', 'ray', 'datasets', 'seaborn')"
             " if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout.strip() == "[]"

@@ -12,8 +12,8 @@ from fastcore.docments import docments
 from lxml import html
 
 from smoltraces.files import atomic
+from smoltraces.running.site import GROUPS, build, group
 from smoltraces.settings import InputError
-from smoltraces.site import GROUPS, build, group
 
 LIBRARY = sorted(p.stem for p in (ROOT / "nbs").glob("[0-9]*.ipynb"))
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "nbs" / "experiments").glob("*.ipynb"))

@@ -14,12 +14,12 @@ from pathlib import Path
 import pandas as pd
 from families import FAMILIES, family
 
-from smoltraces import training
+from smoltraces.problems.selection import build_problems
+from smoltraces.schema import load_variant
 from smoltraces.settings import InputError, load_settings, slug
-from smoltraces.sources import build_problems
-from smoltraces.traces import load_variant
-from smoltraces.variants import build_variants
-from smoltraces.watching import Show
+from smoltraces.students import training
+from smoltraces.students.callbacks import Show
+from smoltraces.traces.variants import build_variants
 
 
 class Broken(BaseException):

@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_answers import golds, problem, same, value  # noqa: E402
 
 from smoltraces import sandbox  # noqa: E402
-from smoltraces.answers import Verifier  # noqa: E402
-from smoltraces.mathematics import Workers  # noqa: E402
+from smoltraces.problems.answers import Verifier  # noqa: E402
+from smoltraces.problems.equality import Workers  # noqa: E402
 
 
 def show(what: str, took: float, limit: float | None = None, ratio: tuple[float, str] | None = None, note: str = ""):

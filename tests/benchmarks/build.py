@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import actors
 from server import serve
 
+from smoltraces.problems.selection import build_problems
 from smoltraces.settings import load_settings
-from smoltraces.sources import build_problems
-from smoltraces.variants import build_variants
+from smoltraces.traces.variants import build_variants
 
 
 def peak() -> float: return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -36,9 +36,8 @@ def smoltraces(url: str, n: int, in_flight: int, folder: str):
     import openai  # noqa: F401
     import openai.resources.chat  # noqa: F401
 
-    from smoltraces.asking import ask
-    from smoltraces.endpoint import Endpoint
-    from smoltraces.store import Request, Store
+    from smoltraces.traces.client import Endpoint, ask
+    from smoltraces.traces.store import Request, Store
     yield
     asked = (Request("m", ({"role": "user", "content": question(i)},), SETTINGS) for i in range(n))
     with Store(Path(folder, "responses.sqlite")) as store:

@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from smoltraces.estimates import about, estimates
-from smoltraces.plan import plan
+from smoltraces.running.estimate import about, estimates
+from smoltraces.running.stages import plan
 from smoltraces.settings import load_settings
 
 

@@ -18,10 +18,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from smoltraces import benchmarks
-from smoltraces.decoding import answers
-from smoltraces.problems import embedded_problems
-from smoltraces.students import locate
+from smoltraces.evaluation import benchmarks
+from smoltraces.problems.corpora import embedded_problems
+from smoltraces.students.decoding import answers
+from smoltraces.students.models import locate
 
 TASKS = ("chain_sum", "simple_equations", "gcd", "knights_knaves")
 

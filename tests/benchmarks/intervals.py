@@ -14,8 +14,8 @@ import time
 import numpy as np
 import pandas as pd
 
-from smoltraces.predictions import check_predictions
-from smoltraces.statistics import PAIRS, accuracy_interval, comparisons, difference, scores, summarise
+from smoltraces.evaluation.evaluate import check_predictions
+from smoltraces.evidence.statistics import PAIRS, accuracy_interval, comparisons, difference, scores, summarise
 
 SIZES = {"math500": 500, "aime24": 30, "gpqa_diamond": 198}
 SHARES = {"Base": 0.1, "ST-NT": 0.2, "SBS": 0.3, "ST-HC-W": 0.35, "ST-HC": 0.5, "ST": 0.55}

@@ -1,7 +1,7 @@
 """What a stage costs beyond its work: python tests/benchmarks/overhead.py [--seconds 60] [--repeats 3] [--cells empty]
 
 Three notebooks: an `empty` cell, one that imports what an evaluation imports (`imports`), and a `busy` one that
-computes for `--seconds` of CPU time. Each runs as a stage does, through smoltraces.execute: papermill, log, record;
+computes for `--seconds` of CPU time. Each runs as a stage does, by smoltraces.running.execute: papermill, log, record;
 once with a `fresh` kernel each time and once `warm`, forked from a server that has imported the same. The baseline is
 `direct`: the same code called in one process that has made the imports before. Printed are the medians of wall clock
 and CPU time a cell, CPU time as a ratio of direct, and what each way adds. CPU time is that of the driver and its
@@ -60,10 +60,9 @@ def cpu(server) -> float:
 
 def stages(cfg, name: str, seconds: float, repeats: int, server=None) -> tuple[float, float]:
     "Wall and CPU seconds of one stage, the median"
-    from smoltraces.execute import execute
-    from smoltraces.origin import origin
-    from smoltraces.plan import Stage
-    from smoltraces.warm import manager_class
+    from smoltraces.running.execute import execute, origin
+    from smoltraces.running.stages import Stage
+    from smoltraces.running.warm import manager_class
     base, source, taken = server and manager_class(server), origin(cfg), []
     for n in range(repeats):
         output = f"{name}-{n}-{bool(server)}"
@@ -89,7 +88,7 @@ def probe(server, cfg):
 
 def opened(cfg):
     "A server that is ready, and what that took"
-    from smoltraces.warm import Server
+    from smoltraces.running.warm import Server
     server, start = Server(MODULES, {}), time.monotonic()
     probe(server, cfg).wait()
     print(f"server, once: {time.monotonic() - start:.1f} s, of it {cpu(server) - cpu(None):.1f} s of CPU\n")
@@ -102,8 +101,8 @@ def main():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cells", default=",".join(CELLS))
     args = parser.parse_args()
+    from smoltraces.running.warm import cold
     from smoltraces.settings import load_settings
-    from smoltraces.warm import cold
     os.environ.setdefault("PYTHONHASHSEED", "0")
     with tempfile.TemporaryDirectory() as folder:
         project(Path(folder))

@@ -10,10 +10,12 @@ from light import light  # noqa: E402
 
 from smoltraces import files  # noqa: E402
 from smoltraces.files import sha256  # noqa: E402
-from smoltraces.plan import basis, plan, records  # noqa: E402
-from smoltraces.preview import preview  # noqa: E402
+from smoltraces.running.stages import basis, plan, records  # noqa: E402
+from smoltraces.running.status import (
+    preview,  # noqa: E402
+    status,  # noqa: E402
+)
 from smoltraces.settings import load_settings  # noqa: E402
-from smoltraces.status import status  # noqa: E402
 
 
 def finish(cfg, stages):

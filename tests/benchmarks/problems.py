@@ -70,7 +70,7 @@ def timed(run) -> tuple[float, object]:
 
 
 def overlap():
-    from smoltraces.overlap import Question, overlaps, words
+    from smoltraces.problems.selection import Question, overlaps, words
 
     def grams(text):
         its = words(text)
@@ -92,7 +92,7 @@ def overlap():
 def repeats():
     from datasketch import MinHash, MinHashLSH
 
-    from smoltraces.overlap import _alike, _runs, bands, near_duplicates
+    from smoltraces.problems.selection import _alike, _runs, bands, near_duplicates
     pool = list(texts(N, asked()))
     ours, found = timed(lambda: {r.index: r.kept for r in near_duplicates(pool)})
 
@@ -133,8 +133,8 @@ def _peak() -> float:
 
 
 def _built(folder: Path, sampled: int, pipe):
+    from smoltraces.problems.selection import build_problems
     from smoltraces.settings import load_settings
-    from smoltraces.sources import build_problems
     cfg = load_settings("smoke", out=str(folder), source="corpora", n_problems=sampled,
                         corpora=[f"numina-math-cot@{folder}"], decontaminate=[f"math500@{folder / 'questions.jsonl'}"])
     took, frame = timed(lambda: build_problems(cfg))

@@ -21,7 +21,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from smoltraces.style import PIVOT_TYPES, _read, coverage, lexicon, measure, stages, style_parts
+from smoltraces.style.measure import PIVOT_TYPES, _read, coverage, lexicon, measure, stages, style_parts
 
 LABELS = "initializing|deduction|adding-knowledge|example-testing|uncertainty-estimation|backtracking"
 SECTION = re.compile(rf'\[\s*"?\s*(?:\d+\.\s*)?"?({LABELS})"?\s*\](.*?)(?=\[\s*"?\s*(?:end-section|(?:\d+\.\s*)?"?(?:'

@@ -16,17 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from browser import CHROMIUM, Browser
 from conftest import project
 
-from smoltraces.claims import judge
-from smoltraces.excerpts import _outputs, answered, choose
+from smoltraces.evaluation.evaluate import read_predictions
+from smoltraces.evidence.claims import judge
+from smoltraces.evidence.report import _outputs, all_files, answered, choose, report
+from smoltraces.evidence.statistics import comparisons, summarise
 from smoltraces.files import read_parquet, write_parquet
-from smoltraces.predictions import read_predictions
-from smoltraces.problems import embedded_problems, to_problems
-from smoltraces.provenance import all_files
-from smoltraces.report import report
+from smoltraces.problems.corpora import embedded_problems
+from smoltraces.schema import to_problems
 from smoltraces.settings import Settings, load_settings
-from smoltraces.statistics import comparisons, summarise
-from smoltraces.teachers import teacher
-from smoltraces.viewer import page
+from smoltraces.style.viewer import page
+from smoltraces.traces.teachers import teacher
 
 
 def written(problems, size: int = 2000) -> list[str]:

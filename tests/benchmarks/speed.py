@@ -58,7 +58,7 @@ def profile(name: str, limit: float, folder: Path):
 
 
 def threads(folder: Path):
-    from smoltraces.students import embedded_student
+    from smoltraces.students.models import embedded_student
     student = embedded_student("embedded/smollm2-135m-instruct")
     code = (f"import sys, torch; torch.set_num_threads(int(sys.argv[1]))\n"
             f"from transformers import AutoModelForCausalLM as M; m = M.from_pretrained({str(student)!r})\n"

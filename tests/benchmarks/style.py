@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from smoltraces.style import BATCH, lexicon, measure_texts
+from smoltraces.style.measure import BATCH, lexicon, measure_texts
 
 
 def sentences(folder: str | None) -> list[str]:
     if folder: traces = [json.loads(line)["trace"] for f in sorted(Path(folder).glob("*.jsonl")) for line in f.open()]
     else:
-        from smoltraces.problems import embedded_problems
-        from smoltraces.teachers import respond, teacher
+        from smoltraces.problems.corpora import embedded_problems
+        from smoltraces.traces.teachers import respond, teacher
         problems = embedded_problems(["chain_sum", "simple_equations"], 200, 0, 0, 1)
         traces = [c.trace for name in ("embedded/emergent", "embedded/hard-coded")
                   for c in (respond(teacher(name, 1), p) for p in problems) if c.trace]
@@ -67,7 +67,7 @@ def speed(folder=None):
     import hyperscan
     import polars as pl
 
-    from smoltraces.scan import scan
+    from smoltraces.style.scanner import scan
     texts = corpus(30, folder)
     data = [t.encode() for t in texts]
     megabytes = sum(map(len, data)) / 1e6
@@ -144,7 +144,7 @@ def memory(gigabytes: str, folder=None):
         source.mkdir()
         _write(source, float(gigabytes), folder)
         size = sum(f.stat().st_size for f in source.glob("*.parquet")) / 1e9
-        code = ("import resource, sys, time; from smoltraces.corpus import measure_corpus; t = time.time();"
+        code = ("import resource, sys, time; from smoltraces.style.corpus import measure_corpus; t = time.time();"
                 "measure_corpus(sys.argv[1], sys.argv[2], progress=lambda n: None);"
                 "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.time() - t)")
         told = subprocess.run([sys.executable, "-c", code, source, out], check=True, capture_output=True,
@@ -156,7 +156,7 @@ def memory(gigabytes: str, folder=None):
 
 
 def ray(megabytes: str, folder=None):
-    from smoltraces.corpus import measure_corpus
+    from smoltraces.style.corpus import measure_corpus
     with tempfile.TemporaryDirectory() as temporary:
         _write(Path(temporary), float(megabytes) / 1e3, folder)
         rows = {}

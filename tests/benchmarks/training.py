@@ -6,11 +6,11 @@ packing  tokens a second of rows laid end to end as a ratio of padded ones, on t
 gpu      tokens a second and peak memory of ours as ratios of transformers + peft + trl: LoRA, bfloat16, 135M and 3B
          parameters, with and without gradient checkpointing; for a machine with CUDA
 lengths  seconds a step and peak memory from 512 to 16,384 tokens in a row (2,048 without a GPU): numbers and a plot
-memory   peak memory of a step beside what smoltraces.memory expects
+memory   peak memory of a step beside what smoltraces.students.memory expects
 
 Every configuration trains in a process of its own, a few steps after some that are not counted. Nothing is downloaded:
 135m is embedded/smollm2-135m-instruct, 3b has random weights in the shape of Llama-3.2-3B. The rows are training rows
-of the gpu profile, built here. The stacks: "unsloth" is smoltraces.training, which trains through Unsloth; "trl" is
+of the gpu profile, built here. The stacks: "unsloth" is smoltraces.students.training, by Unsloth; "trl" is
 transformers + peft + trl, whose loss needs a Triton kernel that, without a GPU, a patch of unsloth_zoo stands in for;
 "trainer" is transformers + peft alone. Model FLOP utilisation (MFU) counts what the model needs, without what is
 computed twice, against the rate of a large matrix product on the same device; without a GPU, by CPU time.
@@ -57,10 +57,10 @@ def settings(job: dict):
 
 
 def ours(job: dict, rows, scratch: Path):
-    "smoltraces.training over the job's rows, told whether to compute activations twice"
-    from smoltraces import training
-    from smoltraces.layout import layout
-    from smoltraces.students import prepare
+    "smoltraces.students.training over the job's rows, told whether to compute activations twice"
+    from smoltraces.students import training
+    from smoltraces.students.models import prepare
+    from smoltraces.students.training import layout
     cfg = settings(job)
     prepare(cfg)
     how = layout(cfg)
@@ -257,7 +257,7 @@ class Bench:
 
     def student(self, name: str) -> str:
         if name not in self.students:
-            from smoltraces.students import locate
+            from smoltraces.students.models import locate
             if name == "135m": self.students[name] = locate("embedded/smollm2-135m-instruct")
             else:
                 self.students[name] = str(self.folder / name)
@@ -269,11 +269,11 @@ class Bench:
         if not self.sets:
             from transformers import AutoTokenizer
 
-            from smoltraces.sequences import encode
+            from smoltraces.problems.selection import build_problems
+            from smoltraces.schema import load_variant
             from smoltraces.settings import load_settings
-            from smoltraces.sources import build_problems
-            from smoltraces.traces import load_variant
-            from smoltraces.variants import build_variants
+            from smoltraces.students.sequences import encode
+            from smoltraces.traces.variants import build_variants
             cfg = load_settings("gpu", Path(__file__).parent, out=str(self.folder), n_train=512, n_test=8, n_hard=8)
             build_problems(cfg)
             build_variants(cfg)
@@ -315,7 +315,7 @@ def cpu(bench: Bench):
 def packing(bench: Bench):
     import numpy as np
 
-    from smoltraces.training import order
+    from smoltraces.students.training import order
     batch, stack = bench.options.batch or (32 if bench.gpu else 4), "unsloth" if bench.gpu else "trl"
     drawn = Random(0).choices(R1 if bench.gpu else [n // 4 for n in R1], k=512) # a CPU would take minutes a step
     for name, rows in (("ST", bench.training_set("ST")), ("ST-HC", bench.training_set("ST-HC")),
@@ -411,7 +411,7 @@ def plot(points: list[dict], bench: Bench):
 
 
 def memory(bench: Bench):
-    from smoltraces.memory import available, estimate, shape
+    from smoltraces.students.memory import available, estimate, shape
     for name in bench.options.students if bench.gpu else ["135m"]:
         for method, batch, n in (("lora", 1, 512), ("lora", 1, 2048), ("lora", 4, 512), ("full", 1, 512)):
             if method == "full" and name == "3b": continue # four bytes a weight, four times: beyond most cards

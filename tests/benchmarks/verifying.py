@@ -19,9 +19,9 @@ import pandas as pd
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from test_differences import table  # noqa: E402
 
-from smoltraces.moved import compare_answers  # noqa: E402
-from smoltraces.statistics import comparisons  # noqa: E402
-from smoltraces.verify import verify  # noqa: E402
+from smoltraces.evidence.statistics import comparisons  # noqa: E402
+from smoltraces.running.diff import compare_answers  # noqa: E402
+from smoltraces.running.verify import verify  # noqa: E402
 
 
 def seconds(work) -> float:

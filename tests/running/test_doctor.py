@@ -1,0 +1,230 @@
+"""The doctor tells what a run would fail on, what to do about it and where to begin, and shows no secret."""
+import http.server
+import io
+import json
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from conftest import ROOT, SECRET, environment, project, smoltraces
+from rich.console import Console
+
+from smoltraces.running import doctor
+from smoltraces.running import doctor as machine
+from smoltraces.running.doctor import (
+    Check,
+    advise,
+    check_disk,
+    check_hub,
+    check_kernel,
+    check_keys,
+    check_lock,
+    checks,
+    key_names,
+    show,
+)
+from smoltraces.settings import load_settings
+from smoltraces.students import memory
+from smoltraces.students.memory import Card
+
+H100, H200 = Card("NVIDIA H100 80GB HBM3", 80, 79, "580.95"), Card("NVIDIA H200", 141, 140, "580.95")
+KEYS = ("DEEPSEEK_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
+
+
+@pytest.fixture
+def no_keys(monkeypatch, tmp_path):
+    for name in KEYS: monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(doctor, "_token", lambda: "")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    "A stand-in for the hub: what it answers, and what it was asked"
+    told = SimpleNamespace(status=200, wait=0, asked=[])
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            told.asked.append((self.command, self.path))
+            time.sleep(told.wait)
+            self.send_response(told.status)
+            self.end_headers()
+
+        def log_message(self, *_): pass
+
+    class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_): pass # a client that did not wait
+    server = Server(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    told.port = server.server_port
+    monkeypatch.setenv("HF_ENDPOINT", f"http://ana:{SECRET}@127.0.0.1:{told.port}")
+    yield told
+    server.shutdown()
+    server.server_close()
+
+
+def test_hub_is_asked_once_and_only_where_the_run_is_not_offline(hub, monkeypatch):
+    online = load_settings("laptop", offline=False)
+    assert check_hub(load_settings("laptop")).state == "ok" and hub.asked == []
+    found = check_hub(online)
+    assert (found.state, found.found, len(hub.asked)) == ("ok", f"127.0.0.1:{hub.port} answers", 1)
+    hub.status = 401 # it answers, if not to everybody
+    assert check_hub(online).state == "ok"
+    hub.status = 503
+    found = check_hub(online)
+    assert found.state == "fail" and "status 503" in found.found and SECRET not in str(found) and found.mend
+    hub.wait, began = 5, time.monotonic()
+    found = check_hub(online, timeout=0.3)
+    assert found.state == "fail" and time.monotonic() - began < hub.wait
+    for address in ("http://127.0.0.1:1", "no address", "http://["):
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert check_hub(online).state == "fail"
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "unset HF_HUB_OFFLINE" in check_hub(online).mend
+
+
+def test_keys_are_asked_for_where_something_uses_them(no_keys, monkeypatch):
+    assert key_names(load_settings("laptop")) == {}
+    one = load_settings("laptop", teacher_lm="gpt-4o", variants="ST-HC")
+    assert list(key_names(one)) == ["OPENAI_API_KEY"] and check_keys(one).state == "fail"
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    assert check_keys(one) == Check("keys", "ok", "OPENAI_API_KEY set")
+    assert key_names(load_settings("laptop", teacher_lm="gpt-4o", variants="ST-NT")) == {}
+    assert list(key_names(load_settings("laptop", teacher_lm="gpt-4o", variants="ST", evaluate_teacher=True)))
+    api = dict(backend="api", students="gpt-4o-mini", student_key="STUDENT_KEY")
+    assert list(key_names(load_settings("laptop", **api))) == [] # on this machine
+    assert list(key_names(load_settings("laptop", **api, student_url="https://elsewhere/v1"))) == ["STUDENT_KEY"]
+    llama = dict(students="meta-llama/Llama-3.2-3B-Instruct")
+    assert key_names(load_settings("laptop", **llama)) == {} # offline, so it is here or nowhere
+    assert list(key_names(load_settings("laptop", **llama, offline=False))) == ["HF_TOKEN"]
+    gpqa = dict(offline=False, benchmarks="gpqa_diamond")
+    assert list(key_names(load_settings("laptop", **gpqa))) == ["HF_TOKEN"]
+    assert check_keys(load_settings("laptop", **gpqa)).mend.startswith("write HF_TOKEN=… into .env")
+    monkeypatch.setattr(doctor, "_token", lambda: "hf_login") # the hub's own client is logged in
+    assert check_keys(load_settings("laptop", **gpqa)).state == "ok"
+    broken = load_settings("laptop", teacher_lm="gpt-4o", teacher_lm_url="http://[")
+    assert check_keys(broken).mend == "mend teacher_…_url or student_url"
+    assert list(key_names(load_settings("laptop", push_to="ana"))) == ["HF_TOKEN"]
+    assert check_keys(load_settings("laptop", push_to="ana")).state == "fail" # which pushing does not ask
+
+
+def kernelspec(folder, *argv):
+    (folder / "kernels" / "python3").mkdir(parents=True)
+    spec = {"argv": [*argv, "-f", "{connection_file}"], "display_name": "x", "language": "python"}
+    (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
+
+
+def test_kernel_of_another_python_is_told(monkeypatch, tmp_path):
+    kernelspec(tmp_path, sys.executable, "-c", "import sys; sys.prefix = '/elsewhere'\n"
+               "from ipykernel.kernelapp import main; main()")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    found = check_kernel()
+    assert found.state == "fail" and "another Python" in found.found and "ipykernel install" in found.mend
+
+
+@pytest.mark.parametrize("argv", [("/no/such/python",), ("/bin/false",)])
+def test_kernel_that_does_not_start_is_told(monkeypatch, tmp_path, argv):
+    kernelspec(tmp_path, *argv)
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    began = time.monotonic()
+    assert check_kernel().state == "fail" and time.monotonic() - began < 30
+
+
+def test_lock_drift_names_what_differs(tmp_path):
+    cfg = load_settings("laptop", project(tmp_path))
+    assert check_lock(cfg).state == "warn" # no lock there
+    lock = (ROOT / "requirements.lock").read_text()
+    (tmp_path / "requirements.lock").write_text(lock)
+    clean = check_lock(cfg)
+    (tmp_path / "requirements.lock").write_text("not-installed==1.0\npandas==0.1\n" + lock)
+    drifted = check_lock(cfg)
+    assert drifted.state == "warn" and "not-installed missing (lock: 1.0), pandas " in drifted.found
+    assert clean.state == "ok" or "pandas" not in clean.found
+    assert drifted.mend == "make -B .venv/ready"
+
+
+def test_disk_that_is_full_or_read_only_is_told(monkeypatch):
+    cfg = load_settings("laptop")
+    assert [check_disk(cfg, lambda folder, n=n: n)[0].state for n in (0.01, 500)] == ["fail", "ok"]
+    monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
+    assert check_disk(cfg)[0].found == "it cannot be written to"
+
+
+def test_advice_follows_from_what_is_there(no_keys, monkeypatch):
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e13))
+    cfg = load_settings("laptop")
+    here = advise(cfg, ())
+    assert here.profile == "laptop" and here.others["gpu"].endswith("without a GPU")
+    assert advise(load_settings("paper"), ()).profile == "laptop" # whatever was asked about
+    one = advise(cfg, (H100,))
+    assert one.profile == "gpu" and one.others.keys() == {"paper"} and one.command == "make reproduce PROFILE=gpu"
+    many = advise(cfg, (H200,) * 16)
+    assert many.profile == "gpu" and many.others["paper"].startswith("keys: ")
+    for name in KEYS: monkeypatch.setenv(name, SECRET)
+    dear = advise(cfg, (H200,) * 16)
+    assert dear.profile == "paper" and "for its teachers" in dear.why and "$" not in one.why
+    monkeypatch.setattr(memory, "available", lambda device=None: (4.0, "RAM"))
+    low = advise(cfg, ())
+    assert low.profile == "smoke" and "needs" in low.others["laptop"] and low.why.startswith("about ")
+    monkeypatch.setattr(memory, "available", lambda device=None: (0.5, "RAM"))
+    least = advise(cfg, ())
+    assert least.profile == "smoke" and "0.5 free" in least.why and "smoke" not in least.others
+
+
+def printed(width, *found):
+    out = io.StringIO()
+    code = show(list(found), advise(load_settings("laptop"), ()), console=Console(file=out, width=width))
+    return code, out.getvalue()
+
+
+def test_rendering_fits_the_terminal_and_fails_where_a_check_does():
+    long = "a sentence that goes on for longer than a line of a terminal has room for, and then a bit further"
+    good, poor = Check("a", "ok", long, "nothing"), Check("b", "warn", long, "do this")
+    bad = Check("c", "fail", "x [y]", "do that")
+    for width in (80, 140):
+        code, text = printed(width, good, poor, bad)
+        assert code == 1 and max(map(len, text.splitlines())) <= width and "x [y]" in text
+        assert "→ do this" in text and "→ do that" in text and "nothing" not in text
+        assert text.rstrip().endswith("make reproduce PROFILE=laptop")
+    assert printed(80, good, poor)[0] == 0
+
+
+def test_doctor_is_light():
+    heavy = {"torch", "transformers", "unsloth", "ray", "lm_eval", "papermill", "matplotlib"}
+    code = ("import sys; from smoltraces.running.doctor import examine; from smoltraces.settings import load_settings\n"
+            f"examine(load_settings('laptop')); print({heavy} & set(sys.modules))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=environment())
+    assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_command_prints_json_exits_1_on_failure_and_shows_no_key(tmp_path):
+    folder = project(tmp_path)
+    (folder / ".env").write_text(f"DEEPSEEK_API_KEY={SECRET}\n")
+    keys = dict(OPENAI_API_KEY=SECRET + "-2", HF_ENDPOINT="http://127.0.0.1:1", HF_TOKEN="")
+    done = smoltraces("doctor", "--profile", "paper", "--json", cwd=folder, **keys)
+    told = json.loads(done.stdout)
+    by = {check["name"]: check for check in told["checks"]}
+    assert done.returncode == 1 and not told["ok"] and SECRET not in done.stdout + done.stderr
+    assert by["hub"]["state"] == "fail" and {"DEEPSEEK_API_KEY set in .env", "OPENAI_API_KEY set"} <= set(
+        by["keys"]["found"].split(", "))
+    assert told["recommended"]["profile"] in ("smoke", "laptop", "gpu", "paper")
+    assert told["recommended"]["command"].startswith("smoltraces reproduce --profile ") # no Makefile there
+    done = smoltraces("doctor", "--profile", "smoke", cwd=folder)
+    assert done.returncode == 0, done.stdout
+    assert "Begin with the profile" in done.stdout and "fail" not in done.stdout
+    assert smoltraces("doctor", "--profile", "nope", cwd=folder).returncode == 2
+
+
+def test_every_check_says_what_to_do():
+    found = checks(load_settings("paper", offline=True, students="nobody/nothing", teacher_lm="unpriced"))
+    assert {"python", "versions", "packages", "memory", "disk", "CPU", "GPU", "kernel", "keys", "hub", "isolation",
+            "nothing"} <= {check.name for check in found}
+    for check in found: assert check.state in ("ok", "warn", "fail") and (check.state == "ok" or check.mend), check
