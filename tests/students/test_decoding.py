@@ -3,11 +3,11 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from scipy.stats import chisquare
 from transformers import (
     AutoModelForCausalLM,

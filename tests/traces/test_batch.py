@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from batch_server import serve_batches
+from conftest import ROOT
 from server import serve
 
 import smoltraces.traces.batch as module
