@@ -1,5 +1,5 @@
 # make reproduce [PROFILE=smoke|laptop|gpu|paper]   replay the paper
-# make test                                         everything CI checks
+# make test [SLOW=1]                                the tests; with SLOW=1 all that CI checks: kills, Ray, a browser
 # make lab                                          JupyterLab on the notebooks
 # make docs                                         the site in outputs/site, built offline
 # make lock                                         resolve requirements.lock again from pyproject.toml
@@ -8,26 +8,28 @@
 PYTHON ?= python3
 PROFILE ?= laptop
 BIN := .venv/bin
-CHROMIUM := $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
-.PHONY: reproduce test chromium lab docs lock reference readme
+.PHONY: reproduce test programs lab docs lock reference readme
 
 reproduce: .venv/ready
 	$(BIN)/smoltraces reproduce --profile $(PROFILE)
 
-test: .venv/ready $(if $(CHROMIUM),,chromium)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -x -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests
+test: .venv/ready programs
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+		--no-loadscope-reorder $(if $(SLOW),,-m "not slow") tests
 
-chromium: # for the tests in a browser: installed where we may, as in a container of CI
-	-@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq chromium >/dev/null; \
-	else echo "No Chromium here: the tests in a browser are skipped. Install it to run them."; fi
+PROGRAMS := bwrap:bubblewrap $(if $(SLOW),chromium:chromium)
+programs: # that the tests run: installed where we may, as in a container of CI
+	-@for each in $(PROGRAMS); do command -v "$${each%:*}" >/dev/null && continue; \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq "$${each#*:}" >/dev/null; \
+		else echo "No $${each%:*} here: its tests are skipped. Install $${each#*:} to run them."; fi; done
 
 lab: .venv/ready
 	JUPYTER_CONFIG_PATH="$(CURDIR)/nbs/.jupyter$${JUPYTER_CONFIG_PATH:+:$$JUPYTER_CONFIG_PATH}" \
 		$(BIN)/jupyter lab --ServerApp.root_dir="$(CURDIR)" nbs/index.ipynb
 
 docs: .venv/ready
-	$(BIN)/python -c 'from smoltraces.site import build; print(build())'
+	$(BIN)/python nbs/docs/build.py
 
 lock: .venv/ready
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-header --no-annotate \

@@ -1,4 +1,5 @@
 """The repository agrees with itself: notebooks, package, README, lock."""
+import ast
 import json
 import re
 import shutil
@@ -63,3 +64,21 @@ def test_import_is_light():
             "print([m for m in ('torch', 'unsloth', 'lm_eval', 'transformers', 'ray', 'datasets', 'seaborn')"
             " if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd="/").stdout.strip() == "[]"
+
+
+def test_rooms_import_from_below_and_in_no_circle():
+    done = subprocess.run([BIN / "lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_private_name_crosses_modules():
+    crossing = []
+    for path in sorted((ROOT / "smoltraces").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.ImportFrom): continue
+            if not node.level and not node.module.startswith("smoltraces"): continue
+            crossing += [(path.name, alias.name) for alias in node.names if re.match("_(?!_)", alias.name)]
+    assert crossing == []
+
+
+def test_readme_is_short(): assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
