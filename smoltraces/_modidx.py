@@ -3022,8 +3022,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                             'smoltraces.traces.variants._of': ('traces/variants.html#_of', 'smoltraces/traces/variants.py'),
                                             'smoltraces.traces.variants._split': ( 'traces/variants.html#_split',
                                                                                    'smoltraces/traces/variants.py'),
-                                            'smoltraces.traces.variants._verifier': ( 'traces/variants.html#_verifier',
-                                                                                      'smoltraces/traces/variants.py'),
                                             'smoltraces.traces.variants.alteration': ( 'traces/variants.html#alteration',
                                                                                        'smoltraces/traces/variants.py'),
                                             'smoltraces.traces.variants.build_variants': ( 'traces/variants.html#build_variants',

@@ -167,12 +167,14 @@ class Workers:
 
     def _schedule(self, gold: str, answer: str):
         from pebble import ProcessPool
+
+        from smoltraces.problems import equality # by its name: workers import what they run, a notebook's as well
         with self._lock:
             if self._pool is None or not self._pool.active:
-                context = _Context()
+                context = equality._Context()
                 context.set_forkserver_preload(["math_verify", "pebble", "smoltraces.problems.equality"])
-                self._pool = ProcessPool(self.n, initializer=_prepare, context=context)
-            return self._pool.schedule(_compare, (gold, answer, self.seconds), timeout=self.seconds)
+                self._pool = ProcessPool(self.n, initializer=equality._prepare, context=context)
+            return self._pool.schedule(equality._compare, (gold, answer, self.seconds), timeout=self.seconds)
 
     def equal(
         self,
@@ -186,7 +188,8 @@ class Workers:
         if verdict is not None: return verdict
         from pebble import ProcessExpired
 
-        from smoltraces.settings import needs # not above: a worker has no use for it, and should start fast
+        from smoltraces.settings import needs # not above: a worker should start fast
+
         needs("math_verify", "eval")
         for attempt in range(3): # a worker that was killed, or the pool with it, may be no fault of these answers
             try: return self._schedule(gold, answer).result()

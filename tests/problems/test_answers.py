@@ -291,8 +291,8 @@ def test_a_killed_caller_leaves_no_worker():
             "from smoltraces.problems.answers import Verifier\n"
             "v = Verifier(2, seconds=5); v.verify_all([(problem('2'), r'\\boxed{\\sqrt{4}}')] * 4)\n"
             "v.submit(problem('3'), r'\\boxed{9^{9^{9^{9}}}}')\nprint(*processes(v), flush=True); time.sleep(600)")
-    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent,
-                              env={**os.environ, "PYTHONPATH": ":".join(sys.path)})
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])})
     pids = caller.stdout.readline().split()
     caller.kill()
     caller.wait()

@@ -33,8 +33,8 @@ def test_a_harmless_program():
                  "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')\nprint(7)",
                  "if __name__ == '__main__': print(7)", "import atexit; atexit.register(print, 7)",
                  "import os; os.write(1, b'7\\n')", "print(*open(0).read().split())",
-                 "print(*open('/dev/stdin').read().split(), file=open('/dev/stdout', 'w'))", "import pickle, sys\n"
-                 "class C: pass\nprint(7 if type(pickle.loads(pickle.dumps(C()))) is C and sys.argv == ['program.py'] else 0)",
+                 "print(*open('/dev/stdin').read().split(), file=open('/dev/stdout', 'w'))",
+                 "import pickle\nclass C: pass\nprint(7 if type(pickle.loads(pickle.dumps(C()))) is C else 0)",
                  "import json\nif 'resource' not in globals(): print(7)"):
         assert go(code, "7").stdout == "7\n", code
 
