@@ -168,7 +168,8 @@ class Workers:
     def _schedule(self, gold: str, answer: str):
         from pebble import ProcessPool
 
-        from smoltraces.problems import equality # by its name: workers import what they run, a notebook's as well
+        # by its name: a worker imports what it runs, a notebook's as well
+        from smoltraces.problems import equality
         with self._lock:
             if self._pool is None or not self._pool.active:
                 context = equality._Context()
@@ -188,8 +189,8 @@ class Workers:
         if verdict is not None: return verdict
         from pebble import ProcessExpired
 
-        from smoltraces.settings import needs # not above: a worker should start fast
-
+        # not above: a worker should start fast
+        from smoltraces.settings import needs
         needs("math_verify", "eval")
         for attempt in range(3): # a worker that was killed, or the pool with it, may be no fault of these answers
             try: return self._schedule(gold, answer).result()
