@@ -862,8 +862,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'smoltraces/problems/sandbox.py'),
                                              'smoltraces.problems.sandbox._file': ( 'problems/sandbox.html#_file',
                                                                                     'smoltraces/problems/sandbox.py'),
-                                             'smoltraces.problems.sandbox._limits': ( 'problems/sandbox.html#_limits',
-                                                                                      'smoltraces/problems/sandbox.py'),
                                              'smoltraces.problems.sandbox._resident': ( 'problems/sandbox.html#_resident',
                                                                                         'smoltraces/problems/sandbox.py'),
                                              'smoltraces.problems.sandbox._right': ( 'problems/sandbox.html#_right',

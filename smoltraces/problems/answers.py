@@ -33,9 +33,7 @@ def reasoning_gym():
     return reasoning_gym
 
 # %% ../../nbs/problems/11_answers.ipynb #547bd5cb
-def strip_thinking(
-    response: str,
-) -> str | None: # None where thinking begins and never ends
+def strip_thinking(response: str) -> str | None: # None where thinking begins and never ends
     "What follows the thinking; all of the text where there is none"
     tail = response.rpartition("</think>")[2]
     return None if "<think>" in tail else tail.strip()
@@ -65,11 +63,8 @@ def extract(
 _between = re.compile(r"(?:\s|[,;$()]|\\[()\[\],;!]|\\text\{\s*(?:and|or)\s*\}|and\b|or\b|\\quad|[A-Za-z]\w{0,3}\s*=)*")
 
 
-def _joined(
-    response: str,
-    lenient: bool = False,
-) -> str | None: # As `extract`, but with all boxes of the final answer, joined by commas
-    "The final answer in mathematics"
+def _joined(response: str, lenient: bool = False) -> str | None:
+    "As `extract`, but with all boxes of the final answer, joined by commas"
     text = strip_thinking(response) or ""
     boxes = _boxes(text)
     if len(boxes) < 2: return extract(response, lenient)
@@ -79,9 +74,7 @@ def _joined(
     return ", ".join(dict.fromkeys(text[begin:end].strip() for begin, end in boxes[first:]))
 
 # %% ../../nbs/problems/11_answers.ipynb #be158eb1
-def extract_code(
-    response: str, # With or without thinking
-) -> str | None: # None where there is no closed fence
+def extract_code(response: str) -> str | None: # None where there is no closed fence
     "The last fenced program after the thinking"
     blocks = re.findall(r"^ {0,3}```([^\n`]*)\n(.*?)^ {0,3}```[ \t]*$", strip_thinking(response) or "", re.S | re.M)
     python = [code for language, code in blocks if language.strip().lower() in ("python", "python3", "py")]

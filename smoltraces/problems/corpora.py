@@ -129,7 +129,7 @@ def embedded_problems(
     frame.attrs["repeats"] = repeats
     return frame
 
-# %% ../../nbs/problems/13_corpora.ipynb #95a54d17
+# %% ../../nbs/problems/13_corpora.ipynb #605105f9
 @dataclass(frozen=True)
 class Corpus:
     "A public collection: where it is, and what its rows become"
@@ -143,6 +143,13 @@ class Corpus:
     problem: Callable[[dict], Problem | str] | None = None # A row's problem, or the reason why there is none
 
 
+def problem_of(corpus: Corpus, row: dict) -> Problem | str: # A str says why there is none
+    "The problem of a row of `read_rows`, whatever its shape; raises InputError for a file of one's own alone"
+    try: return corpus.problem(row)
+    except InputError: raise
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError): return "unreadable row"
+
+# %% ../../nbs/problems/13_corpora.ipynb #95a54d17
 CORPORA = {c.name: c for c in (
     Corpus("olympic-arena", "GAIR/OlympicArena", "001189f4e78bbdbe436770a2763a4283c6224709", ("*/val-*.parquet",),
            "CC BY-NC-SA 4.0", "olympiads in seven subjects, validation rows",
@@ -165,7 +172,7 @@ CORPORA = {c.name: c for c in (
     Corpus("omni-math", "KbsdJames/Omni-MATH", "0000b6bc8be4aa61655413073c3645ae4b3b30e8", ("test.jsonl",),
            "Apache-2.0", "olympiad mathematics", ("problem", "answer", "source?", "difficulty?"), mapping.omni_math))}
 
-
+# %% ../../nbs/problems/13_corpora.ipynb #34f15731
 TRACE_SETS: dict[str, Corpus] = {c.name: c for c in (
     Corpus("openr1-math-220k", "open-r1/OpenR1-Math-220k", "e4e141ec9dea9f8326f4d347be56105859b2bd68",
            ("data/train-*-of-00010.parquet",), "Apache-2.0", "R1 on NuminaMath 1.5, two to four traces a problem",
@@ -180,16 +187,6 @@ TRACE_SETS: dict[str, Corpus] = {c.name: c for c in (
            "R1 on a thousand hard problems",
            ("question", "solution", "cot_type", "source_type?", "deepseek_thinking_trajectory", "deepseek_attempt"),
            mapping.s1k))}
-
-
-def problem_of(
-    corpus: Corpus,
-    row: dict, # Of `read_rows`
-) -> Problem | str: # A str says why there is none
-    "The problem of a row, whatever shape it has; raises InputError for a file of one's own alone"
-    try: return corpus.problem(row)
-    except InputError: raise
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError): return "unreadable row"
 
 # %% ../../nbs/problems/13_corpora.ipynb #3f0fac85
 _suffixes = (".jsonl", ".csv", ".parquet")

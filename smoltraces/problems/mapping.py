@@ -75,10 +75,8 @@ def _trim(choice: str) -> str:
     return f"${choice}$" if "$" not in choice and re.search(r"\\[A-Za-z]|[\^_]", choice) else choice
 
 
-def split_choices(
-    question: str, # With its choices
-) -> tuple[str, list[str]] | None: # What is asked, and the choices; None where they are not found
-    "Cut the choices out of a question"
+def split_choices(question: str) -> tuple[str, list[str]] | None:
+    "What a question asks, and its choices, cut out of it; None where they are not found"
     for first in reversed(list(_marks["A"].finditer(question))):
         marks = [first]
         for letter in _letters[1:]:
@@ -93,10 +91,8 @@ def split_choices(
         return (stem.strip(), choices) if stem.strip() and all(choices) else None
 
 
-def letters(
-    answer: str,
-) -> str | None: # e.g. B, or AC; None where the answer is no letter
-    "The letters that an answer names"
+def letters(answer: str) -> str | None:
+    "The letters that an answer names, e.g. B, or AC; None where it is no letter"
     plain = re.sub(rf"{_type}|[${{}}\s]|\\[ ,;]", "", answer)
     if re.fullmatch(r"[(\[]*[A-H][)\].:]*|\(?[A-H](?:(?:,|and|;)?[A-H])+\)?", plain):
         return "".join(sorted(set(re.findall("[A-H]", plain))))
@@ -283,12 +279,8 @@ def omni_math(row: dict) -> Problem | str:
         difficulty=row.get("difficulty"))
 
 # %% ../../nbs/problems/12_mapping.ipynb #76818fcd
-def relabelled(
-    problem: Callable[[dict], Problem | str], # How another corpus maps its rows
-    name: str, # Of this set
-    row: dict,
-) -> Problem | str: # A str says why there is none
-    "The row as another corpus maps it, under this set's name"
+def relabelled(problem: Callable[[dict], Problem | str], name: str, row: dict) -> Problem | str:
+    "The row as `problem` of another corpus maps it, under this set's name"
     result = problem(row)
     return result if isinstance(result, str) else replace(result, source=f"{name}/{row.get('source') or 'unknown'}")
 
@@ -319,9 +311,7 @@ def openthoughts(row: dict) -> Problem | str:
                         row.get("starter_code") or "")
 
 
-def stated_answer(
-    solution: str | None,
-) -> str: # Empty where it does not say its answer apart from its steps
+def stated_answer(solution: str | None) -> str: # Empty where it does not say its answer apart from its steps
     "The final answer of a worked solution: its last box, or all of one short line"
     if box := extract(solution or ""): return box
     text = (solution or "").strip().strip("$").strip()

@@ -118,12 +118,6 @@ def _spare_uid() -> int: # 0 where we are not root
     return first + count - 2 - (os.getpid() * 2**10 + next(_sandbox_count)) % min(count // 4, 2**24)
 
 
-def _limits(seconds: float, memory_mb: int) -> dict[str, int]:
-    "What the kernel holds each process to"
-    return {"CPU": math.ceil(seconds), "AS": memory_mb * 2**20, "DATA": memory_mb * 2**20, "FSIZE": _files_mb * 2**20,
-            "NOFILE": 64, "NPROC": _processes, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "STACK": 2**26}
-
-
 _files_mb, _output_mb, _processes = 64, 8, 32
 
 
@@ -225,8 +219,10 @@ def _run(code, stdin, isolated, files, function, time_limit, memory_mb) -> Resul
             Path(folder, name).write_bytes(text.encode("utf-8", "surrogatepass"))
         command = _bubblewrap(folder, calls.fileno()) if isolated else [os.path.realpath(sys._base_executable)]
         home = "/box" if isolated else folder
-        task = {"uid": _spare_uid() if isolated else 0, "function": function, "value": value.fileno(),
-                "limits": _limits(time_limit, memory_mb)}
+        memory = memory_mb * 2**20
+        limits = {"CPU": math.ceil(time_limit), "AS": memory, "DATA": memory, "FSIZE": _files_mb * 2**20, "NOFILE": 64,
+                  "NPROC": _processes, "CORE": 0, "MEMLOCK": 0, "MSGQUEUE": 0, "STACK": 2**26}
+        task = {"uid": _spare_uid() if isolated else 0, "function": function, "value": value.fileno(), "limits": limits}
         start = time.monotonic()
         process = subprocess.Popen(
             [*command, "-c", _script, json.dumps(task)], stdin=entry, stdout=out, stderr=error, cwd=folder,
@@ -294,10 +290,7 @@ def _decimal(token: str) -> Decimal | None:
     return number if number is None or number.is_finite() else None
 
 
-def same_output(
-    got: str,
-    expected: str,
-) -> bool:
+def same_output(got: str, expected: str) -> bool:
     "Whether two outputs agree line by line and token by token"
     lines, wanted = ([line.split() for line in text.rstrip().split("\n")] for text in (got, expected))
     return len(lines) == len(wanted) and all(

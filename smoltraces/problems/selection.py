@@ -36,9 +36,7 @@ _look = re.compile(r"\[asy\].*?\[/asy\]|\\(?:left|right|[dt]?frac|displaystyle|t
 _word = re.compile(r"[^\W\d_]+|\d+(?:\.\d+)?")
 
 
-def words(
-    text: str, # With or without LaTeX
-) -> list[str]: # In lower case, numbers included
+def words(text: str) -> list[str]: # In lower case, numbers included
     "The words of a question, the same for every way to typeset it"
     return _word.findall(_look.sub(" ", unicodedata.normalize("NFKC", text).casefold()))
 
@@ -139,10 +137,8 @@ def overlaps(
 _numbers, _recall, _step = 128, 0.99, 10_000
 
 
-def bands(
-    threshold: float, # Similarity from which a pair must be found, above 0 and at most 1
-) -> tuple[int, int]: # How many bands, of how many numbers
-    "The longest bands of 128 numbers in all that find 99% of the pairs at the threshold"
+def bands(threshold: float) -> tuple[int, int]: # How many bands, of how many numbers
+    "The longest bands of 128 numbers in all that find 99% of the pairs at a similarity above 0 and at most 1"
     for size in range(_numbers, 1, -1):
         count = _numbers // size
         if 1 - (1 - threshold ** size) ** count >= _recall: return count, size
@@ -202,10 +198,7 @@ def near_duplicates(
     return repeats
 
 # %% ../../nbs/problems/14_selection.ipynb #cd2c2794
-def shares(
-    counts: dict, # How many there are, by stratum
-    n: int, # How many to draw
-) -> dict: # How many of each; all where there are no more than n
+def shares(counts: dict, n: int) -> dict: # How many of each; all where there are no more than n
     "Whole numbers in proportion to `counts` that add up to n, by largest remainder"
     total = sum(counts.values())
     if n >= total: return dict(counts)
@@ -231,11 +224,8 @@ def stratified(
     return pool.iloc[sample]
 
 
-def quotas(
-    counts: dict, # How many problems each corpus has
-    n: int, # How many to draw
-) -> dict: # How many of each; all where there are no more than n
-    "The same number of each, as far as it reaches"
+def quotas(counts: dict, n: int) -> dict: # How many of each; all where there are no more than n
+    "The same number of each corpus, as far as it reaches"
     left, whole = dict(counts), {}
     while small := {k: c for k, c in left.items() if c * len(left) <= n}:
         whole |= small
@@ -385,10 +375,8 @@ def _from_corpora(cfg: Settings) -> pd.DataFrame:
     return frame
 
 
-def build_problems(
-    cfg: Settings, # `source` decides: embedded, or corpora
-) -> pd.DataFrame: # Columns of `problem_schema`; `.attrs` holds the repeats of the embedded, the funnel of the corpora
-    "Draw a profile's problems and write `problems.parquet`"
+def build_problems(cfg: Settings) -> pd.DataFrame: # Columns of `problem_schema`; `.attrs` holds repeats and funnel
+    "Draw a profile's problems, embedded or of corpora as `source` decides, and write `problems.parquet`"
     if cfg.source == "corpora": frame = _from_corpora(cfg)
     else:
         frame = embedded_problems(cfg.tasks, surplus(cfg.n_train), cfg.n_test, cfg.n_hard, cfg.data_seed)
@@ -400,9 +388,7 @@ def build_problems(
     return frame
 
 # %% ../../nbs/problems/14_selection.ipynb #8ab53f18
-def funnel(
-    cfg: Settings,
-) -> pd.DataFrame: # Counts: steps down, corpora (families of the embedded problems) and their sum across
+def funnel(cfg: Settings) -> pd.DataFrame: # Steps down, corpora (families of embedded problems) and their sum across
     "What became of the rows that were read, or of the embedded problems that were drawn"
     counts, losses = read_json(cfg.path("problems", "funnel.json")), ("dropped", "removed")
     if "corpora" in counts:
