@@ -768,6 +768,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._compare': ( 'problems/equality.html#_compare',
                                                                                          'smoltraces/problems/equality.py'),
+                                              'smoltraces.problems.equality._end': ( 'problems/equality.html#_end',
+                                                                                     'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._equal': ( 'problems/equality.html#_equal',
                                                                                        'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._far_apart': ( 'problems/equality.html#_far_apart',

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
 from functools import cache, lru_cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.util import Finalize
 from threading import Lock
 from types import ModuleType
 
@@ -156,6 +157,11 @@ def _compare(gold: str, answer: str, seconds: float) -> bool:
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _end(pool):
+    pool.stop()
+    pool.join()
+
+
 class Workers:
     "Processes that compare answers, started when they are first needed. Threads may share them"
     def __init__(
@@ -175,6 +181,7 @@ class Workers:
                 context = equality._Context()
                 context.set_forkserver_preload(["math_verify", "pebble", "smoltraces.problems.equality"])
                 self._pool = ProcessPool(self.n, initializer=equality._prepare, context=context)
+                self._end = Finalize(None, _end, (self._pool,), exitpriority=0) # or this process would wait for them
             return self._pool.schedule(equality._compare, (gold, answer, self.seconds), timeout=self.seconds)
 
     def equal(
@@ -202,7 +209,5 @@ class Workers:
 
     def close(self):
         "End the processes"
-        if self._pool is None: return
-        self._pool.stop()
-        self._pool.join()
+        if self._pool is not None: self._end()
         self._pool = None

@@ -2,6 +2,7 @@
 import asyncio
 import cmath
 import json
+import multiprocessing
 import os
 import random
 import re
@@ -298,6 +299,17 @@ def test_a_killed_caller_leaves_no_worker():
     caller.wait()
     assert len(pids) == 2
     while any(os.path.exists(f"/proc/{pid}") for pid in pids): time.sleep(0.05)
+
+
+def compare(): assert verify(problem("1/2"), r"\boxed{0.5}")
+
+
+@pytest.mark.slow
+def test_a_child_process_that_verified_ends():
+    child = multiprocessing.get_context("spawn").Process(target=compare)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_script_without_a_main_guard(tmp_path):
