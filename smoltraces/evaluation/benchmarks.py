@@ -22,10 +22,10 @@ import pandas as pd
 import pyarrow as pa
 
 from ..files import read_parquet
-from ..problems import selection as overlap
 from ..problems.answers import verify
 from ..problems.corpora import fetch, read_rows
 from ..problems.mapping import make_problem
+from ..problems.selection import QUESTION_SETS
 from ..schema import Problem, problem_schema, question_text, system
 from ..settings import InputError, benchmark_name, nearest, needs
 
@@ -106,7 +106,7 @@ def _checked(benchmark: Benchmark, row: dict, file: Path) -> Problem:
 
 def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> list[Problem]:
     places, found = {}, []
-    for file in fetch(overlap.BENCHMARKS[benchmark.name], path, offline)[0]:
+    for file in fetch(QUESTION_SETS[benchmark.name], path, offline)[0]:
         for row in read_rows(file):
             problem, place = _checked(benchmark, row, file), f"{file.name}, row {row['__row__']}"
             if problem.id in places:

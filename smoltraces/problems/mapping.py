@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMS', 'unfit', 'split_choices', 'letters', 'make_problem', 'choice_problem', 'olympic_arena', 'agieval',
-           'decode_tests', 'code_problem', 'livecodebench', 'numina_cot', 'numina_15', 'omni_math', 'own_problem']
+           'decode_tests', 'code_problem', 'livecodebench', 'numina_cot', 'numina_15', 'omni_math', 'relabelled',
+           'listed_tests', 'openthoughts', 'stated_answer', 's1k', 'own_problem']
 
 # %% ../../nbs/problems/12_mapping.ipynb #ca4b4ce0
 import base64
@@ -13,6 +14,8 @@ import json
 import pickle
 import re
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from .answers import extract
@@ -64,25 +67,7 @@ def _mark(letter: str) -> re.Pattern:
 _marks = {letter: _mark(letter) for letter in _letters}
 
 
-def split_choices(
-    question: str, # With its choices
-) -> tuple[str, list[str]] | None: # What is asked, and the choices; None where they are not found
-    "Cut the choices out of a question"
-    for first in reversed(list(_marks["A"].finditer(question))):
-        found = [first]
-        for letter in _letters[1:]:
-            following = _marks[letter].search(question, found[-1].end())
-            if not following: break
-            found.append(following)
-        if len(found) < 3: continue
-        ends = [m.start() for m in found[1:]] + [len(question)]
-        choices = [_tidy(question[m.end():end]) for m, end in zip(found, ends, strict=True)]
-        stem = question[:first.start()].rstrip()
-        if stem.count("$") % 2: stem = stem[:stem.rindex("$")]
-        return (stem.strip(), choices) if stem.strip() and all(choices) else None
-
-
-def _tidy(choice: str) -> str:
+def _trim(choice: str) -> str:
     "A choice without the spacing around it, its dollar signs in pairs"
     space = r"(?:\\qquad|\\quad|\\[ ,;!]|\\\\|~|\s)+"
     choice = re.sub(rf"^{space}|{space}$", "", choice)
@@ -90,15 +75,29 @@ def _tidy(choice: str) -> str:
     return f"${choice}$" if "$" not in choice and re.search(r"\\[A-Za-z]|[\^_]", choice) else choice
 
 
-def letters(
-    answer: str,
-) -> str | None: # e.g. B, or AC; None where the answer is no letter
-    "The letters that an answer names"
+def split_choices(question: str) -> tuple[str, list[str]] | None:
+    "What a question asks, and its choices, cut out of it; None where they are not found"
+    for first in reversed(list(_marks["A"].finditer(question))):
+        marks = [first]
+        for letter in _letters[1:]:
+            following = _marks[letter].search(question, marks[-1].end())
+            if not following: break
+            marks.append(following)
+        if len(marks) < 3: continue
+        ends = [m.start() for m in marks[1:]] + [len(question)]
+        choices = [_trim(question[m.end():end]) for m, end in zip(marks, ends, strict=True)]
+        stem = question[:first.start()].rstrip()
+        if stem.count("$") % 2: stem = stem[:stem.rindex("$")]
+        return (stem.strip(), choices) if stem.strip() and all(choices) else None
+
+
+def letters(answer: str) -> str | None:
+    "The letters that an answer names, e.g. B, or AC; None where it is no letter"
     plain = re.sub(rf"{_type}|[${{}}\s]|\\[ ,;]", "", answer)
     if re.fullmatch(r"[(\[]*[A-H][)\].:]*|\(?[A-H](?:(?:,|and|;)?[A-H])+\)?", plain):
         return "".join(sorted(set(re.findall("[A-H]", plain))))
-    told = re.match(r"\(?([A-H])[).:]\S", plain)
-    return told[1] if told else None
+    label = re.match(r"\(?([A-H])[).:]\S", plain)
+    return label[1] if label else None
 
 # %% ../../nbs/problems/12_mapping.ipynb #3ad2cff6
 def make_problem(
@@ -120,34 +119,43 @@ def make_problem(
 
 
 def choice_problem(
-    row: dict,
+    row: dict, # This and the others as for `make_problem`
     source: str,
     domain: str,
     question: str, # With its choices
     answer: str, # That names their letters
-    **meta,
 ) -> Problem | str: # A str says why there is none
     "A problem whose answer is a letter, its choices cut out of the question"
-    found, right = split_choices(question), letters(answer)
-    if found is None: return "choices not found"
-    if right is None or any(_letters.index(c) >= len(found[1]) for c in right): return "no answer"
-    return make_problem(row, source, domain, found[0], right, "choice", found[1], **meta)
+    parts, right = split_choices(question), letters(answer)
+    if parts is None: return "choices not found"
+    stem, choices = parts
+    if right is None or any(_letters.index(c) >= len(choices) for c in right): return "no answer"
+    return make_problem(row, source, domain, stem, right, "choice", choices)
 
 # %% ../../nbs/problems/12_mapping.ipynb #421a1d60
-def olympic_arena(
-    row: dict, # With `__file__` and `__row__`, as `sources.read_rows` yields it
-) -> Problem | str: # A str says why the row has no problem
-    "A row of OlympicArena"
+def _arena_code(row: dict, source: str) -> Problem | str:
+    cases = row["test_cases"] or {} # a list of pairs, or a pair of lists
+    pairs = zip(cases["input"], cases["output"], strict=True) if isinstance(cases, dict) and cases else (
+        (c["input"], c["output"]) for c in cases)
+    return code_problem(row, source, row["problem"], [{"input": i, "output": o, "kind": "stdin"} for i, o in pairs])
+
+
+def _arena_math(row: dict, source: str, domain: str, answers: list[str]) -> Problem | str:
+    question, kind, units = row["problem"], row["answer_type"], {u for u in row["unit"] or [] if u}
+    if len(units) > 1 or len(answers) > 1 and kind != "SET": return "several parts"
+    answer = answers[0] if kind != "SET" or "{" in answers[0] else f"\\{{{', '.join(answers)}\\}}"
+    if units: question = f"{question.strip()}\nGive the answer in {units.pop()}."
+    return unfit(question, answer) or make_problem(row, source, domain, question, answer.strip("$ "))
+
+
+def olympic_arena(row: dict) -> Problem | str:
+    "A row of OlympicArena, or why it has no problem"
     question, kind, subject = row["problem"], row["answer_type"], row["subject"]
     source, domain = f"olympic-arena/{subject}", "math" if subject == "Math" else "science"
     answers = [a for a in row["answer"] or [] if a]
     if row["language"] != "EN": return "not English"
     if row["modality"] != "text-only" or row["figure_urls"]: return "needs a picture"
-    if kind == "CODE":
-        cases = row["test_cases"] or {} # a list of pairs, or a pair of lists
-        pairs = zip(cases["input"], cases["output"], strict=True) if isinstance(cases, dict) and cases else (
-            (c["input"], c["output"]) for c in cases)
-        return code_problem(row, source, question, [{"input": i, "output": o, "kind": "stdin"} for i, o in pairs])
+    if kind == "CODE": return _arena_code(row, source)
     if kind in ("MPV", "MA"): return "several parts"
     if not answers: return "no answer"
     if kind in ("SC", "MC"):
@@ -157,22 +165,16 @@ def olympic_arena(
         if answers[0] not in ("True", "False"): return "no answer"
         return unfit(question, answers[0], False) or make_problem(
             row, source, domain, question, "A" if answers[0] == "True" else "B", "choice", ["True", "False"])
-    if kind not in ("NV", "SET", "IN", "EX", "EQ", "TUP"): return "answer type"
-    units = {u for u in row["unit"] or [] if u}
-    if len(units) > 1 or len(answers) > 1 and kind != "SET": return "several parts"
-    answer = answers[0] if kind != "SET" or "{" in answers[0] else f"\\{{{', '.join(answers)}\\}}"
-    asked = f"{question.strip()}\nGive the answer in {units.pop()}." if units else question
-    return unfit(question, answer) or make_problem(row, source, domain, asked, answer.strip("$ "))
+    if kind in ("NV", "SET", "IN", "EX", "EQ", "TUP"): return _arena_math(row, source, domain, answers)
+    return "answer type"
 
 # %% ../../nbs/problems/12_mapping.ipynb #80530c36
 EXAMS = {"math": "math", "aqua-rat": "math", "sat-math": "math", "lsat-ar": "logic", "lsat-lr": "logic",
          "lsat-rc": "logic", "logiqa-en": "logic", "sat-en": "logic"}
 
 
-def agieval(
-    row: dict,
-) -> Problem | str: # A str says why the row has no problem
-    "A row of AGIEval, as its repository publishes it"
+def agieval(row: dict) -> Problem | str:
+    "A row of AGIEval as its repository publishes it, or why it has no problem"
     task, options, label = row["__file__"], row.get("options"), row.get("label")
     question, source = row["question"], f"agieval/{task}"
     if task.endswith("without-passage"): return "needs its passage"
@@ -222,23 +224,21 @@ def code_problem(
     **meta,
 ) -> Problem | str: # A str says why there is none
     "A programming problem, judged by its tests"
-    kept, room = [], _tests_chars
+    selected, room = [], _tests_chars
     for test in tests:
         if not all(isinstance(test[k], str) for k in ("input", "output")): return "unreadable tests"
         size = len(test["input"]) + len(test["output"])
         if size <= room:
-            kept.append(test)
+            selected.append(test)
             room -= size
-    if not kept: return "tests too long" if tests else "no tests"
+    if not selected: return "tests too long" if tests else "no tests"
     return unfit(question, "tests", False) or make_problem(
-        row, source, "code", question, "", "code", tests=kept, tests_left_out=len(tests) - len(kept), function=function,
-        starter=starter, time_limit=_time_limit, **meta)
+        row, source, "code", question, "", "code", tests=selected, tests_left_out=len(tests) - len(selected),
+        function=function, starter=starter, time_limit=_time_limit, **meta)
 
 
-def livecodebench(
-    row: dict,
-) -> Problem | str: # A str says why the row has no problem
-    "A row of LiveCodeBench's JSON lines"
+def livecodebench(row: dict) -> Problem | str:
+    "A row of LiveCodeBench's JSON lines, or why it has no problem"
     try:
         tests = [{"input": t["input"], "output": t["output"], "kind": t["testtype"]}
                  for k in ("public_test_cases", "private_test_cases") for t in decode_tests(row[k] or "[]")]
@@ -259,33 +259,75 @@ def _numina(row: dict, name: str, answer: str | None) -> Problem | str:
     return make_problem(row, source, "math", question, answer)
 
 
-def numina_cot(
-    row: dict,
-) -> Problem | str: # A str says why the row has no problem
-    "A row of NuminaMath-CoT"
+def numina_cot(row: dict) -> Problem | str:
+    "A row of NuminaMath-CoT, or why it has no problem"
     return _numina(row, "numina-math-cot", extract(row["solution"] or "") or "")
 
 
-def numina_15(
-    row: dict,
-) -> Problem | str: # A str says why the row has no problem
-    "A row of NuminaMath 1.5"
+def numina_15(row: dict) -> Problem | str:
+    "A row of NuminaMath 1.5, or why it has no problem"
     answer = (row["answer"] or "").strip()
     if row.get("question_type") == "proof" or answer.casefold() == "proof": return "proof"
     if row.get("problem_is_valid", "Yes") != "Yes" or row.get("solution_is_valid", "Yes") != "Yes": return "incomplete"
     return _numina(row, "numina-math-1.5", "" if answer.casefold() in ("notfound", "not found") else answer)
 
 
-def omni_math(
-    row: dict,
-) -> Problem | str: # A str says why the row has no problem
-    "A row of Omni-MATH"
+def omni_math(row: dict) -> Problem | str:
+    "A row of Omni-MATH, or why it has no problem"
     return unfit(row["problem"], row["answer"]) or make_problem(
         row, f"omni-math/{row.get('source') or 'unknown'}", "math", row["problem"], row["answer"],
         difficulty=row.get("difficulty"))
 
+# %% ../../nbs/problems/12_mapping.ipynb #76818fcd
+def relabelled(problem: Callable[[dict], Problem | str], name: str, row: dict) -> Problem | str:
+    "The row as `problem` of another corpus maps it, under this set's name"
+    result = problem(row)
+    return result if isinstance(result, str) else replace(result, source=f"{name}/{row.get('source') or 'unknown'}")
+
+
+def _lines(text: str | list) -> str: return text if isinstance(text, str) else "\n".join(map(str, text))
+
+
+def listed_tests(
+    columns: dict, # inputs and outputs, lists of the same length; fn_name where a function is asked for
+) -> tuple[list[dict], str | None]: # Tests in the form that the verifier reads, and the function that they call
+    "Tests as APPS and TACO write them"
+    function = columns.get("fn_name")
+    pairs = zip(columns.get("inputs") or [], columns.get("outputs") or [], strict=True)
+    if not function: return [{"input": _lines(i), "output": _lines(o), "kind": "stdin"} for i, o in pairs], None
+    # arguments one a line; the value, which these sets wrap in a list
+    return [{"input": "\n".join(json.dumps(a) for a in i), "kind": "functional",
+             "output": json.dumps(o[0] if isinstance(o, list) and len(o) == 1 else o)} for i, o in pairs], function
+
+
+def openthoughts(row: dict) -> Problem | str:
+    "A row of OpenThoughts-114k, or why it has no problem"
+    domain, name = row.get("domain"), "openthoughts-114k"
+    if domain == "math": return relabelled(numina_cot, name, {**row, "solution": row.get("ground_truth_solution")})
+    if domain != "code": return "no answer to verify"
+    try: tests, function = listed_tests(json.loads(row.get("test_cases") or "{}"))
+    except (ValueError, TypeError, AttributeError): return "unreadable tests"
+    return code_problem(row, f"{name}/{row.get('source') or 'unknown'}", row["problem"], tests, function,
+                        row.get("starter_code") or "")
+
+
+def stated_answer(solution: str | None) -> str: # Empty where it does not say its answer apart from its steps
+    "The final answer of a worked solution: its last box, or all of one short line"
+    if box := extract(solution or ""): return box
+    text = (solution or "").strip().strip("$").strip()
+    return text.rstrip(".") if "\n" not in text and len(text) <= 80 else ""
+
+
+def s1k(row: dict) -> Problem | str:
+    "A row of s1K-1.1, or why it has no problem"
+    question, answer = row["question"], stated_answer(row["solution"])
+    source, domain = f"s1k-1.1/{row.get('source_type') or 'unknown'}", row["cot_type"]
+    if domain not in ("math", "science"): return "no answer to verify"
+    if letters(answer): return unfit(question, answer, False) or choice_problem(row, source, domain, question, answer)
+    return unfit(question, answer) or make_problem(row, source, domain, question, answer)
+
 # %% ../../nbs/problems/12_mapping.ipynb #8fc1871c
-def _listed(value, place: str) -> list[str]:
+def _choices(value, place: str) -> list[str]:
     if isinstance(value, str):
         try: value = json.loads(value)
         except ValueError: value = None
@@ -310,20 +352,20 @@ def _right(value, choices: list[str], place: str) -> str:
 
 def own_problem(
     row: dict,
-    named: dict[str, str], # Its columns: question, answer, perhaps choices; and its domain
+    columns: dict[str, str], # What it calls its question, answer and perhaps choices; and its domain
     name: str, # Of the file, for messages
 ) -> Problem | str: # Raises InputError naming file, row and column where they hold something else
     "A row of a file of one's own"
     place = f"{name}, row {row['__row__']}, column"
-    question, answer = row[named["question"]], row[named["answer"]]
+    question, answer = row[columns["question"]], row[columns["answer"]]
     if question is not None and not isinstance(question, str):
-        raise InputError(f"{place} {named['question']!r} holds no text: name the column with the questions.")
+        raise InputError(f"{place} {columns['question']!r} holds no text: name the column with the questions.")
     if answer is None or answer == "": return "no answer"
-    choices = _listed(row[named["choices"]], f"{place} {named['choices']!r}") if "choices" in named else None
-    if choices: answer = _right(answer, choices, f"{place} {named['answer']!r}")
+    choices = _choices(row[columns["choices"]], f"{place} {columns['choices']!r}") if "choices" in columns else None
+    if choices: answer = _right(answer, choices, f"{place} {columns['answer']!r}")
     elif isinstance(answer, str): answer = extract(answer) or answer.rpartition("####")[2]
     if not isinstance(answer, (str, int, float)):
-        raise InputError(f"{place} {named['answer']!r} holds no text or number: name the column with the answers.")
+        raise InputError(f"{place} {columns['answer']!r} holds no text or number: name the column with the answers.")
     return unfit(question, str(answer), not choices) or make_problem(
-        row, Path(name).stem, named.get("domain", "math"), question, str(answer),
+        row, Path(name).stem, columns.get("domain", "math"), question, str(answer),
         "choice" if choices else "math", choices)

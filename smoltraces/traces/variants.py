@@ -7,14 +7,12 @@ __all__ = ['KEPT', 'size', 'alteration', 'fault', 'Judge', 'write_answers', 'bui
 
 # %% ../../nbs/traces/36_variants.ipynb #b7494a9e
 import asyncio
-import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -23,7 +21,7 @@ import pandas as pd
 import pyarrow as pa
 
 from ..files import parquet_rows, parquet_writer, sha256, write_json
-from ..problems.answers import Verifier, final_answer, verify
+from ..problems.answers import Verifier, final_answer, verifier_version, verify
 from ..schema import Problem, load_problems, to_problems, trace_schema
 from ..settings import InputError, Settings, load_settings, versions
 from .store import Store
@@ -67,15 +65,6 @@ def fault(
     return "length or pivots moved by more than 15%" if moved else None
 
 # %% ../../nbs/traces/36_variants.ipynb #c86e51ca
-@cache
-def _verifier() -> str:
-    "What decides a verdict: the code that gives it"
-    modules = ("answers", "equality", "sandbox", "inside")
-    folder = Path(__file__).parent.parent / "problems"
-    code = b"".join((folder / f"{module}.py").read_bytes() for module in modules)
-    return hashlib.sha256(code + str(versions("math-verify", "sympy")).encode()).hexdigest()[:16]
-
-
 @dataclass
 class Judge:
     "Decides, for one variant, whether a completion can be used"
@@ -87,7 +76,7 @@ class Judge:
 
     def correct(self, problem: Problem, done: Completion) -> Future[bool]:
         "Whether the answer is right"
-        known = (self.store.verdicts(done.key, _verifier()).get(problem.id) if self.store and done.key else None)
+        known = (self.store.verdicts(done.key, verifier_version()).get(problem.id) if self.store and done.key else None)
         if known is None and problem.answer_kind != "procedural":
             future = self.verifier.submit(problem, done.response, unsafe=self.unsafe)
             if done.key: future.add_done_callback(lambda f: self._keep(problem, done, f))
@@ -98,7 +87,7 @@ class Judge:
 
     def _keep(self, problem: Problem, done: Completion, future: Future):
         if not future.cancelled() and future.exception() is None:
-            self.store.put_verdict(done.key, problem.id, _verifier(), future.result())
+            self.store.put_verdict(done.key, problem.id, verifier_version(), future.result())
 
     def fault(self, problem: Problem, done: Completion, correct: bool) -> str | None:
         return fault(self.variant, problem, done, correct, self.originals.get(problem.id))

@@ -3,14 +3,13 @@
 verify   500 answers to MATH500 by `Verifier`, its start included (limit 5 s), as a ratio of math-verify alone, one
          after another in a process that has it loaded: as written, written differently, and another row's answer
 pairs    every gold answer of MATH500 against every other row's: none that differs in value verifies
-sandbox  a program in a new sandbox, and twenty runs in one, as a ratio of a bare interpreter that runs the same
+sandbox  a program in a sandbox, and one with twenty tests, as a ratio of a bare interpreter that runs the same
 faults   answers that nothing can work out: how long the batch around them takes
 """
 import json
 import logging
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[1] / "problems")]
 from test_answers import golds, problem, same, value  # noqa: E402
 
-from smoltraces import sandbox  # noqa: E402
+from smoltraces.problems import sandbox  # noqa: E402
 from smoltraces.problems.answers import Verifier  # noqa: E402
 from smoltraces.problems.equality import Workers  # noqa: E402
 
@@ -88,14 +87,10 @@ def sandbox_():
     def bare(): return subprocess.run(command, input="3 4", text=True, capture_output=True)
     base = median(seconds(bare) for _ in range(15))
     show("bare interpreter", base)
-    for how in ("bubblewrap", "namespaces"):
-        task = sandbox._task(code)
-        if how == "bubblewrap" and not shutil.which("bwrap"): continue
-        if not next(sandbox._run_each(how, task, inputs)).ok: continue
-        one = median(seconds(lambda: list(sandbox._run_each(how, task, inputs[:1]))) for _ in range(15)) # noqa: B023
-        many = median(seconds(lambda: list(sandbox._run_each(how, task, inputs))) for _ in range(5)) # noqa: B023
-        show(f"{how}: one run", one, 0.1, (one / base, "bare"))
-        show(f"{how}: a problem with 20 tests", many, 2, (many / 20 / base, "bare, each"))
+    one = median(seconds(lambda: sandbox.run(code, "3 4")) for _ in range(15))
+    many = median(seconds(lambda: list(sandbox.run_each(code, inputs))) for _ in range(5))
+    show("one run", one, 0.1, (one / base, "bare"))
+    show("a problem with 20 tests", many, 2, (many / 20 / base, "bare, each"))
 
 
 def faults():

@@ -2,9 +2,11 @@
 import asyncio
 import cmath
 import json
+import multiprocessing
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -17,8 +19,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from smoltraces.problems import answers, sandbox
-from smoltraces.problems import equality as mathematics
+from smoltraces.problems import answers, equality, sandbox
 from smoltraces.problems.answers import Verifier, extract, extract_code, final_answer, verify
 from smoltraces.problems.equality import Workers
 from smoltraces.schema import Problem
@@ -220,13 +221,11 @@ JUNK = ["9**9**9", "9^{9^{9^{9}}}", "(" * 50_000, "{" * 10**6, "x" * 10**6, "\\f
         "2^{2^{2^{2^{2^{2}}}}}", "\\text{" * 100 + "}" * 100, " " * 10**6, "100000!", "a, " * 300]
 
 
-def test_hostile_mathematics_is_wrong_and_quick():
+def test_hostile_mathematics_is_wrong():
     with Verifier(2, seconds=0.5) as v:
-        start = time.monotonic()
         for gold in ("3", "x^2 + 1"):
             assert v.verify_all((problem(gold), f"\\boxed{{{junk}}}") for junk in JUNK) == [False] * len(JUNK)
         assert v.verify_all([(problem(r"\frac{1}{2}"), r"\boxed{0.5}")] * 9) == [True] * 9 # still at work
-        assert time.monotonic() - start < 60
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -235,9 +234,9 @@ def test_anything_is_read(a, b):
     for text in (a, b, f"\\boxed{{{a}", f"\\boxed{{{a}}} {b}", f"```\n{a}```", f"<think>{a}</think>{b}"):
         assert extract(text) is None or isinstance(extract(text), str)
         assert extract_code(text) is None or isinstance(extract_code(text), str)
-        found = final_answer(problem("1"), text)
-        assert found is None or f"{found}" in text or ", " in found
-        mathematics._at_once("x + 1", mathematics._tidy(a))
+        answer = final_answer(problem("1"), text)
+        assert answer is None or answer in text or ", " in answer
+        equality._at_once("x + 1", equality.normalize(a))
 
 
 def test_the_longest_input_takes_no_time():
@@ -255,35 +254,62 @@ def test_the_longest_input_takes_no_time():
 def test_order_threads_and_asyncio(verifier):
     pairs = [(problem(str(n)), rf"\boxed{{\sqrt{{{n * n + n % 2}}}}}") for n in range(2, 42)]
     assert verifier.verify_all(pairs) == [n % 2 == 0 for n in range(2, 42)]
-    found = []
-    def check(): found.append(verify(*pairs[0]))
+    verdicts = []
+    def check(): verdicts.append(verify(*pairs[0]))
     threads = [threading.Thread(target=check) for _ in range(4)]
     for thread in threads: thread.start()
     for thread in threads: thread.join()
-    assert found == [True] * 4
+    assert verdicts == [True] * 4
     async def wait(): return await asyncio.gather(*(asyncio.wrap_future(verifier.submit(*p)) for p in pairs[:6]))
     assert asyncio.run(wait()) == [True, False] * 3
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc")
+def processes(v: Verifier) -> list[int]: return list(v._workers._pool._pool_manager.worker_manager.workers)
+
+
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced():
-    with Verifier(1, seconds=5) as v:
+    with Verifier(1, seconds=20) as v:
         pair = problem("2"), r"\boxed{\sqrt{4}}"
         assert v.verify_all([pair]) == [True]
-        process = v._workers.all[0].process.pid
-        child = int(Path(f"/proc/{process}/task/{process}/children").read_text())
-        for pid, sign in ((child, 9), (child, 11), (process, 9)): # what is gone already changes nothing
-            try: os.kill(pid, sign)
-            except ProcessLookupError: pass
+        for number in (signal.SIGKILL, signal.SIGSEGV):
+            for pid in processes(v): os.kill(pid, number)
             assert v.verify_all([pair, (problem("3"), pair[1]), pair]) == [True, False, True]
 
 
-def test_closing_leaves_no_process():
+def test_closing_leaves_no_worker():
     v = Verifier(2)
     v.verify_all([(problem("2"), r"\boxed{\sqrt{4}}")] * 4)
-    started = [w.process.pid for w in v._workers.all if w.process]
+    pids = processes(v)
     v.close()
-    assert started and not any(os.path.exists(f"/proc/{pid}") for pid in started)
+    assert pids and not any(os.path.exists(f"/proc/{pid}") for pid in pids)
+
+
+@pytest.mark.slow
+def test_a_killed_caller_leaves_no_worker():
+    "Neither idle ones, nor one that works on what has no end"
+    code = ("import threading, time; from test_answers import problem, processes; "
+            "from smoltraces.problems.answers import Verifier\n"
+            "v = Verifier(2, seconds=5); v.verify_all([(problem('2'), r'\\boxed{\\sqrt{4}}')] * 4)\n"
+            "v.submit(problem('3'), r'\\boxed{9^{9^{9^{9}}}}')\nprint(*processes(v), flush=True); time.sleep(600)")
+    caller = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": ":".join([str(Path(__file__).parent), *sys.path])})
+    pids = caller.stdout.readline().split()
+    caller.kill()
+    caller.wait()
+    assert len(pids) == 2
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids): time.sleep(0.05)
+
+
+def compare(): assert verify(problem("1/2"), r"\boxed{0.5}")
+
+
+@pytest.mark.slow
+def test_a_child_process_that_verified_ends():
+    child = multiprocessing.get_context("spawn").Process(target=compare)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 
 
 def test_a_script_without_a_main_guard(tmp_path):
@@ -303,7 +329,6 @@ def test_import_is_light():
 
 def test_what_is_missing_is_named(monkeypatch):
     import importlib.util
-    mathematics._math_verify_is_there.cache_clear()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"smoltraces\[eval\]"): verify(problem("1/2"), r"\boxed{0.5}")
     with pytest.raises(InputError, match="answer_kind"): verify(problem("1", "essay"), r"\boxed{1}")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from smoltraces.files import read_json, read_parquet, write_parquet
 from smoltraces.problems.selection import (
-    BENCHMARKS,
+    QUESTION_SETS,
     Ngrams,
     Question,
     bands,
@@ -21,7 +22,6 @@ from smoltraces.problems.selection import (
 )
 from smoltraces.settings import InputError, load_settings
 
-ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data" / "benchmarks"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="no real benchmarks in ../shared/data")
 
@@ -54,38 +54,38 @@ def test_words_tell_apart():
 
 
 def test_overlap_needs_n_words_in_a_row():
-    asked = [Question("b/1", "alpha beta gamma delta epsilon zeta eta theta iota kappa")]
+    questions = [Question("b/1", "alpha beta gamma delta epsilon zeta eta theta iota kappa")]
     near = "alpha beta gamma delta epsilon zeta eta THEN theta iota kappa lambda"
-    assert overlaps([near], asked) == {}
-    found = overlaps([near], asked, n=7)[0]
-    assert (found.question.id, found.shared, found.ngram) == ("b/1", 1, "alpha beta gamma delta epsilon zeta eta")
-    assert overlaps([near], asked, n=7, least=2) == {}
-    assert overlaps([asked[0].text], asked)[0].shared == 3
-    assert overlaps([asked[0].text], asked, least=4) == {}
+    assert overlaps([near], questions) == {}
+    match = overlaps([near], questions, n=7)[0]
+    assert (match.question.id, match.shared, match.ngram) == ("b/1", 1, "alpha beta gamma delta epsilon zeta eta")
+    assert overlaps([near], questions, n=7, least=2) == {}
+    assert overlaps([questions[0].text], questions)[0].shared == 3
+    assert overlaps([questions[0].text], questions, least=4) == {}
 
 
 def test_the_question_that_shares_most_is_named():
     stem = "how many of the first hundred positive integers are"
-    asked = [Question("b/1", f"{stem} odd"), Question("b/2", f"{stem} divisible by three and by seven")]
-    assert overlaps([f"{stem} divisible by three and by nine"], asked)[0].question.id == "b/2"
+    questions = [Question("b/1", f"{stem} odd"), Question("b/2", f"{stem} divisible by three and by seven")]
+    assert overlaps([f"{stem} divisible by three and by nine"], questions)[0].question.id == "b/2"
 
 
 def test_what_shares_with_a_secret_question_is_secret():
     secret, public = "one two three four five six seven eight", "two three four five six seven eight nine ten eleven"
-    asked = [Question("gpqa/1", secret, True), Question("b/1", public)]
-    found = overlaps([f"one {public}", public], asked)
-    assert [(found[k].question.id, found[k].secret) for k in (0, 1)] == [("b/1", True), ("b/1", False)]
+    questions = [Question("gpqa/1", secret, True), Question("b/1", public)]
+    matches = overlaps([f"one {public}", public], questions)
+    assert [(matches[k].question.id, matches[k].secret) for k in (0, 1)] == [("b/1", True), ("b/1", False)]
 
 
 def test_short_questions_are_compared_whole():
-    asked = [Question("b/1", "Compute $\\tan 60^\\circ$."), Question("b/2", "...")]
-    assert overlaps(["Problem 3. compute  \\( \\tan 60^{\\circ} \\)"], asked)[0].ngram == "compute tan 60 circ"
-    assert overlaps(["Compute $\\tan 30^\\circ$.", "", "Compute"], asked) == {}
+    questions = [Question("b/1", "Compute $\\tan 60^\\circ$."), Question("b/2", "...")]
+    assert overlaps(["Problem 3. compute  \\( \\tan 60^{\\circ} \\)"], questions)[0].ngram == "compute tan 60 circ"
+    assert overlaps(["Compute $\\tan 30^\\circ$.", "", "Compute"], questions) == {}
 
 
 def test_known_benchmarks_are_pinned():
-    assert {"math500", "aime24", "gpqa_diamond"} <= set(BENCHMARKS)
-    assert all(re.fullmatch("[0-9a-f]{40}", b.revision) for b in BENCHMARKS.values())
+    assert {"math500", "aime24", "gpqa_diamond"} <= set(QUESTION_SETS)
+    assert all(re.fullmatch("[0-9a-f]{40}", b.revision) for b in QUESTION_SETS.values())
 
 
 @pytest.mark.parametrize("name, column", [("math500", "problem"), ("aime24", "problem"), ("gpqa_diamond", "Question"),
@@ -103,11 +103,11 @@ def test_questions_load_by_path(tmp_path, name, column, kind):
     assert {q.secret for q in questions} == {"gpqa" in name}
 
 
-@pytest.mark.parametrize("spec, told", [("math50", "did you mean math500?"), ("math500", "math500@PATH"),
+@pytest.mark.parametrize("spec, part", [("math50", "did you mean math500?"), ("math500", "math500@PATH"),
                                         ("math500@none.jsonl", "missing"), ("math500@other.jsonl", "no column named")])
-def test_mistakes_are_told(tmp_path, spec, told):
+def test_mistakes_are_told(tmp_path, spec, part):
     (tmp_path / "other.jsonl").write_text('{"text": "What?"}\n')
-    with pytest.raises(InputError, match=re.escape(told)): load_questions(spec, offline=True, root=tmp_path)
+    with pytest.raises(InputError, match=re.escape(part)): load_questions(spec, offline=True, root=tmp_path)
 
 
 def test_gated_benchmark_names_the_token(monkeypatch):
@@ -149,10 +149,10 @@ def test_near_duplicates_are_those_of_a_plain_search():
                 expected.append((k, other, round(similarity, 4)))
                 gone.add(k)
                 break
-    found = [(r.index, r.kept, r.similarity) for r in near_duplicates(texts)]
-    assert len(expected) > 100 and not set(found) - set(expected)
-    assert len(found) >= 0.99 * len(expected)
-    assert found == [(r.index, r.kept, r.similarity) for r in near_duplicates(texts)]
+    repeats = [(r.index, r.kept, r.similarity) for r in near_duplicates(texts)]
+    assert len(expected) > 100 and not set(repeats) - set(expected)
+    assert len(repeats) >= 0.99 * len(expected)
+    assert repeats == [(r.index, r.kept, r.similarity) for r in near_duplicates(texts)]
 
 
 def test_same_story_other_choices_stay():
@@ -188,12 +188,12 @@ def test_gpqa_is_never_written_out(tmp_path, capsys):
     assert secret.matched.tolist() == [f"gpqa_diamond/{k}" for k in (1, 1, 1, 2, 3)]
     assert removed.loc["overlaps math500"].ngram and "lemur" in removed.loc["overlaps math500"].text
     shown = capsys.readouterr()
-    told = shown.out + shown.err + json.dumps(read_json(cfg.path("problems", "funnel.json")))
-    told += frame.to_csv() + read_parquet(cfg.path("problems", "removed.parquet")).to_csv()
-    assert "lemur" in told
+    written = shown.out + shown.err + json.dumps(read_json(cfg.path("problems", "funnel.json")))
+    written += frame.to_csv() + read_parquet(cfg.path("problems", "removed.parquet")).to_csv()
+    assert "lemur" in written
     runs = {" ".join(its[i:i + 4]) for q in hidden for its in [words(q)] for i in range(len(its) - 3)}
-    mine = words(told)
-    assert not runs & {" ".join(mine[i:i + 4]) for i in range(len(mine) - 3)} and "quark" not in told.casefold()
+    mine = words(written)
+    assert not runs & {" ".join(mine[i:i + 4]) for i in range(len(mine) - 3)} and "quark" not in written.casefold()
     assert read_json(cfg.path("problems", "funnel.json"))["benchmarks"] == {"gpqa_diamond": 6, "math500": 3}
 
 

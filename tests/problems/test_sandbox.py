@@ -1,7 +1,6 @@
-"""Hostile programs: each is contained in every way of isolation that works here, and the run goes on."""
+"""Hostile programs: each is contained, and the run goes on."""
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,37 +12,31 @@ import pytest
 from conftest import ROOT
 
 from smoltraces.problems import sandbox
-from smoltraces.problems.sandbox import _command, _run_each, _task, isolation, passes, run, run_each
+from smoltraces.problems.sandbox import isolation, passes, run, run_each
 from smoltraces.settings import InputError
 
-
-def works(how: str) -> bool:
-    if how == "bubblewrap" and not shutil.which("bwrap"): return False
-    return [r.stdout for r in _run_each(how, _task(sandbox._look), ["yes"])] == ["contained yes\n"]
+pytestmark = pytest.mark.skipif(isolation() is None, reason="no bubblewrap, or no user namespaces, on this machine")
 
 
-WAYS = [how for how in ("bubblewrap", "namespaces") if sys.platform == "linux" and works(how)]
-pytestmark = pytest.mark.skipif(not WAYS, reason="nothing here isolates programs")
-every_way = pytest.mark.parametrize("how", WAYS)
+def go(code: str, stdin: str = "", time_limit: float = 1, memory_mb: int = 256, **options):
+    return run(code, stdin, time_limit=time_limit, memory_mb=memory_mb, **options)
 
 
-def go(how: str, code: str, given: str = "", time_limit: float = 1, memory_mb: int = 256, **options):
-    return next(_run_each(how, _task(code, time_limit=time_limit, memory_mb=memory_mb, **options), [given]))
-
-
-@every_way
-def test_a_harmless_program(how):
-    result = go(how, "import sys; print(input()); print('e', file=sys.stderr); sys.exit(3)", "hello\n")
+def test_a_harmless_program():
+    result = go("import sys; print(input()); print('e', file=sys.stderr); sys.exit(3)", "hello\n")
     assert (result.stdout, result.stderr, result.exit_code, result.reason) == ("hello\n", "e\n", 3, None)
-    assert go(how, "print(open('a.txt').read())", files={"a.txt": "text"}).stdout == "text\n"
+    assert go("print(open('a.txt').read())", files={"a.txt": "text"}).stdout == "text\n"
     for code in ("import math, re, collections, heapq, itertools, functools, random, decimal, fractions; print(7)",
                  "import threading\nt = threading.Thread(target=print, args=(7,)); t.start(); t.join()",
                  "print(7); exit()",
                  "import sys; sys.setrecursionlimit(10**6)\ndef f(n): return n and f(n - 1)\nf(10**5); print(7)",
                  "import tempfile\nwith tempfile.TemporaryFile() as f: f.write(b'x')\nprint(7)",
                  "if __name__ == '__main__': print(7)", "import atexit; atexit.register(print, 7)",
-                 "import os; os.write(1, b'7\\n')", "print(*open(0).read().split())"):
-        assert go(how, code, "7").stdout == "7\n", code
+                 "import os; os.write(1, b'7\\n')", "print(*open(0).read().split())",
+                 "print(*open('/dev/stdin').read().split(), file=open('/dev/stdout', 'w'))",
+                 "import pickle\nclass C: pass\nprint(7 if type(pickle.loads(pickle.dumps(C()))) is C else 0)",
+                 "import json\nif 'resource' not in globals(): print(7)"):
+        assert go(code, "7").stdout == "7\n", code
 
 
 DEAF = """
@@ -53,11 +46,11 @@ for number in range(1, 30):
     except OSError: pass
 while True: pass
 """
-CROWD = "import os\nfor _ in range(3): os.fork()\nx = bytearray(10**8)\nfor i in range(10**8): x[i] = 1"
+CROWD = "import os, time\nfor _ in range(3): os.fork()\nx = b'x' * (2 * 10**8)\ntime.sleep(99)"
 BOMB = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
 ENDED = { # what stops it; None where it fails by itself
     "while True: pass": "time", "import time; time.sleep(99)": "time", DEAF: "time", BOMB: "time", CROWD: "memory",
-    "import os, time\nfor i in range(4): os.close(i)\ntime.sleep(99)": "time", "import os\nwhile True: os.fork()": None,
+    "import os, time\nos.closerange(0, 64)\ntime.sleep(99)": "time", "import os\nwhile True: os.fork()": None,
     "while True: print('x' * 9999)": "output", "import sys\nwhile True: sys.stderr.write('x' * 9999)": "output",
     "x = 'x' * 10**10": None, "x = []\nwhile True: x.append('x' * 10**7 + str(len(x)))": None,
     "with open('/tmp/big', 'wb') as f:\n    while True: f.write(bytes(1 << 20))": None,
@@ -66,44 +59,39 @@ ENDED = { # what stops it; None where it fails by itself
     "import os; os.kill(os.getppid(), 9); os.kill(1, 19); os.kill(-1, 9)": None, "1 / 0": None, "def": None}
 
 
-@every_way
-def test_hostile_programs_are_stopped_and_the_next_one_runs(how):
+def test_hostile_programs_are_stopped_and_the_next_one_runs():
     def check(code, reason):
-        start = time.monotonic()
-        result = go(how, code)
-        took.append(time.monotonic() - start)
+        result = go(code, memory_mb=512, time_limit=1 if reason == "time" else 30)
         if result.reason != reason or result.ok: wrong.append((code, result.exit_code, result.reason, result.seconds))
         if len(result.stdout) + len(result.stderr) > 9 << 20: wrong.append((code, "too much output"))
 
-    wrong, took = [], []
+    wrong = []
     threads = [threading.Thread(target=check, args=case) for case in ENDED.items()]
     for i in range(0, len(threads), 4):
         for thread in threads[i:i + 4]: thread.start()
         for thread in threads[i:i + 4]: thread.join()
-    assert wrong == [] and max(took) < 15
-    assert go(how, "print(7)").stdout == "7\n"
+    assert wrong == []
+    assert go("print(7)").stdout == "7\n"
 
 
-@every_way
-def test_no_network(how):
+def test_no_network():
     seen = []
     with socket.create_server(("127.0.0.1", 0)) as server:
         server.settimeout(0.5)
         port = server.getsockname()[1]
         for kind in ("AF_INET", "AF_INET6", "AF_VSOCK", "AF_NETLINK", "AF_PACKET"):
-            result = go(how, f"import socket; socket.socket(socket.{kind}); print('open')")
+            result = go(f"import socket; socket.socket(socket.{kind}); print('open')")
             assert result.stdout == "" and not result.ok, kind
         attempt = f"socket.create_connection(('127.0.0.1', {port}), 1).send(b'x'); print('sent')"
         for code in (f"import socket; {attempt}", f"import urllib.request as u; u.urlopen('http://127.0.0.1:{port}')",
                      "import ctypes; s = ctypes.CDLL(None).socket(2, 1, 0); print(s); raise SystemExit(s < 0)"):
-            assert not go(how, code).ok
+            assert not go(code).ok
         try: seen.append(server.accept())
         except TimeoutError: pass
     assert seen == []
 
 
-@every_way
-def test_nothing_of_the_machine_is_seen(how, tmp_path, monkeypatch):
+def test_nothing_of_the_machine_is_seen(tmp_path, monkeypatch):
     secret = tmp_path / "secret.txt"
     secret.write_text("sk-secret")
     places = [str(p) for p in (Path.home(), ROOT, ROOT.parent, tmp_path, secret, "/etc/passwd", "/etc/shadow", "/root",
@@ -111,29 +99,30 @@ def test_nothing_of_the_machine_is_seen(how, tmp_path, monkeypatch):
     look = ("import os, sys\nfor p in sys.stdin.read().split('\\n'):\n"
             "    try: found = os.listdir(p) if os.path.isdir(p) else open(p).read(9)\n"
             "    except OSError: continue\n    print(p)")
-    assert go(how, look, "\n".join({*places} - {"/tmp"})).stdout == ""  # the clone may lie in /tmp, where
-    assert json.loads(go(how, "import json, os; print(json.dumps(os.listdir('/tmp')))").stdout) == ["0"]
+    assert go(look, "\n".join({*places} - {"/tmp"})).stdout == ""  # the clone may lie in /tmp, where
+    assert json.loads(go("import json, os; print(json.dumps(os.listdir('/tmp')))").stdout) == ["program.py"]
     monkeypatch.setenv("PLANTED", "sk-planted")
     code = "import json, os; print(json.dumps([dict(os.environ), os.listdir('/proc'), os.getuid(), os.listdir('.')]))"
-    environment, processes, uid, here = json.loads(go(how, code).stdout)
+    environment, processes, uid, here = json.loads(go(code).stdout)
     assert not any("PLANTED" in name or str(Path.home()) in value for name, value in environment.items())
     assert len([p for p in processes if p.isdigit()]) <= 2 and uid != 0 and here == ["program.py"]
-    assert go(how, "import os; print(open('/proc/1/environ').read(), os.listdir('/proc/1/fd'))").stdout == ""
+    for name in ("environ", "cmdline", "mountinfo"): # its sources of what is shown are no secret
+        text = go(f"print(open('/proc/1/{name}').read())").stdout
+        assert "PLANTED" not in text and str(tmp_path) not in text, name
 
 
-@every_way
-def test_nothing_is_written_outside(how, tmp_path):
+def test_nothing_is_written_outside(tmp_path):
     target = tmp_path / "made.txt"
-    for path in (target, "/usr/lib/made", "/python/lib/made", "/made", "/etc/made", "/dev/made", "/inside.py",
+    for path in (target, "/usr/lib/made", "/python/lib/made", "/made", "/etc/made", "/dev/made",
                  "/proc/1/mem", f"/proc/self/root{target}", f"/proc/1/root{target}", "/proc/sys/kernel/core_pattern"):
-        assert not go(how, f"open({str(path)!r}, 'a').write('x')").ok, path
+        assert not go(f"open({str(path)!r}, 'a').write('x')").ok, path
     link = f"import os; os.symlink({str(tmp_path)!r}, 'link'); open('link/made.txt', 'w')"
-    assert not go(how, link).ok and not target.exists()
+    assert not go(link).ok and not target.exists()
     for call in ("os.setuid(0)", "os.mount", "os.chroot('/')", "os.write(os.open('/proc/self/uid_map', 1), b'0 0 1')",
                  "ctypes.CDLL(None).unshare(0x10000000) == 0 or 1 / 0",
                  "ctypes.CDLL(None).ptrace(16, 1, 0, 0) == 0 or 1 / 0",
                  "ctypes.CDLL(None).memfd_create(b'x', 0) >= 0 or 1 / 0"):
-        assert not go(how, f"import ctypes, os; {call}").ok, call
+        assert not go(f"import ctypes, os; {call}").ok, call
 
 
 def running(word: str) -> list[str]:
@@ -150,7 +139,7 @@ import os, sys, time
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
-        for fd in range({closed}): os.close(fd)
+        os.closerange(0, {closed})
         os.execv(sys.executable, [sys.executable, "-c", "'{word}'; open('alive', 'w'); import time; time.sleep(60)"])
     os._exit(0)
 while not os.path.exists("alive"): time.sleep(0.01)
@@ -158,29 +147,25 @@ print("started")
 """
 
 
-@pytest.mark.parametrize("how", [*WAYS, None])
-def test_daemons_die_with_the_program(how):
-    word = f"daemon-{os.getpid()}-{how}"
-    for closed in (0, 4):
-        assert go(how, DAEMON.format(closed=closed, word=word)).stdout == "started\n"
+def test_daemons_die_with_the_program():
+    word = f"daemon-{os.getpid()}"
+    for closed in (0, 64):
+        assert go(DAEMON.format(closed=closed, word=word)).stdout == "started\n"
         assert running(word) == []
 
 
-@every_way
-def test_a_killed_caller_leaves_nothing(how, tmp_path):
-    word = f"orphan-{os.getpid()}-{how}"
-    sleep = "import time; time.sleep(60)"
+@pytest.mark.slow
+def test_a_killed_caller_leaves_nothing(tmp_path):
+    word = f"orphan-{os.getpid()}"
+    sleep = "import time; time.sleep(600)"
     program = f"import os, sys\nos.execv(sys.executable, [sys.executable, '-c', {sleep!r}, {word!r}])"
     script = tmp_path / "caller.py"
-    script.write_text("from smoltraces.problems.sandbox import _run_each, _task\n"
-                      f"next(_run_each({how!r}, _task({program!r}, time_limit=30), ['']))")
-    caller, until = subprocess.Popen([sys.executable, script]), time.monotonic() + 20
-    while not running(word) and time.monotonic() < until: time.sleep(0.05)
-    assert running(word)
+    script.write_text(f"from smoltraces.problems.sandbox import run\nrun({program!r}, time_limit=300)")
+    caller = subprocess.Popen([sys.executable, script])
+    while not running(word): time.sleep(0.05)
     caller.kill()
     caller.wait()
-    while running(word) and time.monotonic() < until: time.sleep(0.05)
-    assert running(word) == []
+    while running(word): time.sleep(0.05)
 
 
 # --- judging
@@ -190,7 +175,7 @@ SQUARE = [{"kind": "functional", "input": str(n), "output": str(n * n)} for n in
 SPY = """
 import gc, glob, os, sys
 text = [sys.stdin.read(), *sys.argv, str(dict(os.environ))]
-for path in [*glob.glob("/box/**", recursive=True), *glob.glob("/proc/*/*"), "/inside.py"]:
+for path in [*glob.glob("/box/**", recursive=True), *glob.glob("/proc/*/*")]:
     try: text.append(open(path, errors="replace").read())
     except OSError: pass
 text.append(str([o for o in gc.get_objects() if isinstance(o, (str, bytes, dict))]))
@@ -198,14 +183,13 @@ print("25" if "2" + "5" in "".join(text).replace("range(2" + "5", "") else "not 
 """
 
 
-@every_way
-def test_expected_outputs_are_not_inside(how):
+def test_expected_outputs_are_not_inside():
     secret = "8273645"
     tests = [{"kind": "stdin", "input": "5", "output": secret}]
     spy = SPY.replace('"2" + "5"', '"827" + "3645"').replace('print("25"', f'print("{secret[:3]}" + "{secret[3:]}"')
     assert not passes(spy, tests)
-    assert go(how, spy, "5").stdout == "not seen\n"
-    assert go(how, spy, "5 827" + "3645").stdout == f"{secret}\n" # it would find it
+    assert go(spy, "5").stdout == "not seen\n"
+    assert go(spy, "5 827" + "3645").stdout == f"{secret}\n" # it would find it
 
 
 def test_right_programs_pass_and_others_do_not():
@@ -228,10 +212,9 @@ def test_right_programs_pass_and_others_do_not():
     assert passes("def f(a, b): print('noise'); return (a, b)", [test], "f")
 
 
-def test_one_sandbox_runs_them_apart():
-    code = "import os; print(sorted(os.listdir('.')), os.path.exists('/box/0/x')); open('x', 'w')"
-    first, second = run_each(code, ["", ""])
-    assert first.stdout == "['program.py'] False\n" and second.stdout.startswith("['program.py']")
+def test_every_run_has_a_folder_of_its_own():
+    code = "import os; print(os.listdir('.')); open('x', 'w')"
+    assert [r.stdout for r in run_each(code, ["", ""])] == ["['program.py']\n"] * 2
     results = list(run_each("n = int(input())\nwhile n == 1: pass\nprint(n)", "0 1 2".split(), time_limit=1))
     assert [r.stdout for r in results] == ["0\n", "", "2\n"] and [r.timed_out for r in results] == [False, True, False]
 
@@ -255,17 +238,16 @@ def test_where_nothing_isolates_it_is_refused(monkeypatch):
     assert "PLANTED" not in run("import os; print(os.environ)", unsafe=True).stdout
 
 
-def test_the_probe_says_what_works(monkeypatch, tmp_path):
-    assert isolation() in WAYS
+@pytest.mark.parametrize("command", [[sys.executable, "-c", "pass"], [sys.executable]])
+def test_a_sandbox_that_does_not_work_is_not_used(monkeypatch, command):
+    monkeypatch.setattr(sandbox, "_bubblewrap", lambda *a: command) # it starts nothing, or isolates nothing
     isolation.cache_clear()
-    monkeypatch.setattr(sandbox, "_command", lambda *a: [sys.executable, "-c", "pass"]) # a sandbox that does not start
-    assert isolation() is None
-    isolation.cache_clear()
-    monkeypatch.setattr(sandbox, "_command", lambda *a: _command(None, 64, str(tmp_path))) # … that does not isolate
-    assert isolation() is None
-    isolation.cache_clear()
+    try: assert isolation() is None
+    finally: isolation.cache_clear()
 
 
 def test_a_broken_sandbox_is_wrong_not_an_error(monkeypatch):
-    monkeypatch.setattr(sandbox, "_command", lambda *a: [sys.executable, "-c", "pass"])
-    assert next(_run_each(WAYS[0], _task("print(1)"), [""])).reason == "lost"
+    assert isolation()
+    broken = [sys.executable, "-c", "import sys; sys.exit('bwrap: no namespaces')"]
+    monkeypatch.setattr(sandbox, "_bubblewrap", lambda *a: broken)
+    assert run("print(1)").reason == "lost"

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from conftest import ROOT
 
 from smoltraces.files import read_json, read_parquet, sha256, write_parquet
-from smoltraces.problems import corpora as sources
-from smoltraces.problems import mapping
-from smoltraces.problems.corpora import CORPORA, embedded_problems, parse, read_corpus, read_rows, rows, surplus
-from smoltraces.problems.selection import build_problems, gather, quotas
+from smoltraces.problems import corpora, mapping, selection
+from smoltraces.problems.corpora import CORPORA, embedded_problems, parse, read_rows, rows
+from smoltraces.problems.selection import build_problems, gather, quotas, read_corpus, surplus
 from smoltraces.schema import Problem, question_id
 from smoltraces.settings import InputError, load_settings
 
-ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent / "shared" / "data"
 real = pytest.mark.skipif(not DATA.is_dir(), reason="no real rows in ../shared/data")
 PLACE = {"__file__": "rows", "__row__": 1}
@@ -207,7 +206,7 @@ def test_columns_by_name(tmp_path, kind):
     assert (removed, counts["rows"], counts["files"]) == ([], 2, {f"rows.{kind}": sha256(tmp_path / f"rows.{kind}")})
 
 
-@pytest.mark.parametrize("text, told", [
+@pytest.mark.parametrize("text, parts", [
     ("rows.csv", ["rows.csv?question=COLUMN"]),
     ("rows.csv?question=ask", ["rows.csv", "answer=COLUMN"]),
     ("rows.csv?question=ask&answer=golden", ["rows.csv", "row 1", "'golden'", "ask, gold, more"]),
@@ -223,22 +222,22 @@ def test_columns_by_name(tmp_path, kind):
     ("cut.parquet?question=ask&answer=gold", ["cut.parquet", "fetch it again"]),
     ("latin.csv?question=ask&answer=gold", ["latin.csv", "UTF-8"]),
 ])
-def test_mistakes_are_told_in_a_sentence(tmp_path, text, told):
-    made = files(tmp_path)
+def test_mistakes_are_told_in_a_sentence(tmp_path, text, parts):
+    whole = files(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("nothing")
-    (tmp_path / "broken.jsonl").write_text(made["jsonl"].read_text().splitlines()[0] + '\n{"ask": \n')
-    (tmp_path / "cut.parquet").write_bytes(made["parquet"].read_bytes()[:200])
+    (tmp_path / "broken.jsonl").write_text(whole["jsonl"].read_text().splitlines()[0] + '\n{"ask": \n')
+    (tmp_path / "cut.parquet").write_bytes(whole["parquet"].read_bytes()[:200])
     (tmp_path / "latin.csv").write_bytes("ask,gold\nWas ist groß?,1\n".encode("latin-1"))
     with pytest.raises(InputError) as e:
         spec = parse(text, tmp_path)
         for row in rows(spec, offline=True): spec.corpus.problem(row)
-    assert all(part in str(e.value) for part in told), str(e.value)
+    assert all(part in str(e.value) for part in parts), str(e.value)
     assert str(tmp_path) not in str(e.value) and "\n" not in str(e.value)
 
 
 def test_offline_forbids_the_hub(monkeypatch):
-    monkeypatch.setattr(sources, "_download", lambda corpus: pytest.fail("asked the hub"))
+    monkeypatch.setattr(corpora, "_download", lambda corpus: pytest.fail("asked the hub"))
     for name in CORPORA:
         with pytest.raises(InputError, match=f"{name}@PATH"): next(rows(parse(name), offline=True))
 
@@ -246,23 +245,23 @@ def test_offline_forbids_the_hub(monkeypatch):
 def test_from_the_hub(monkeypatch, tmp_path):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
-    folder, asked = tmp_path / "0123abc", []
+    folder, requests = tmp_path / "0123abc", []
     lines(folder / "test.jsonl", [{"problem": "What is $1 + 1$?", "answer": "2"}])
 
     def snapshot(hub, **how):
-        asked.append((hub, how["repo_type"], how["revision"], how["allow_patterns"]))
+        requests.append((hub, how["repo_type"], how["revision"], how["allow_patterns"]))
         return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     pool, _, counts = read_corpus(parse("omni-math"), set())
     corpus = CORPORA["omni-math"]
-    assert asked == [(corpus.hub, "dataset", corpus.revision, ["test.jsonl"])] and len(corpus.revision) == 40
+    assert requests == [(corpus.hub, "dataset", corpus.revision, ["test.jsonl"])] and len(corpus.revision) == 40
     assert pool.answer.tolist() == ["2"] and (counts["hub"], counts["revision"]) == (corpus.hub, "0123abc")
     with pytest.raises(InputError, match="without test2.jsonl"): read_corpus(parse("livecodebench"), set())
-    for error, told in ((GatedRepoError.__new__(GatedRepoError), "HF_TOKEN"), (ConnectionError("no route"), "later")):
+    for error, part in ((GatedRepoError.__new__(GatedRepoError), "HF_TOKEN"), (ConnectionError("no route"), "later")):
         def refuse(*_, error=error, **how): raise error
         monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-        with pytest.raises(InputError, match=told): read_corpus(parse("omni-math"), set())
+        with pytest.raises(InputError, match=part): read_corpus(parse("omni-math"), set())
 
 
 def test_rows_that_break_their_shape_are_counted(tmp_path):
@@ -280,7 +279,7 @@ def test_rows_that_break_their_shape_are_counted(tmp_path):
     assert counts["dropped"] == {"unreadable row": 2}
 
 
-def made(folder: Path, n: int = 60) -> list[str]:
+def small_corpora(folder: Path, n: int = 60) -> list[str]:
     "Small corpora of three kinds, with repeats"
     some = [{"problem": f"How much is {k} times {k + 3}, minus {k % 7}?", "answer": str(k * (k + 3) - k % 7),
              "source": "ab"[k % 2]} for k in range(n)]
@@ -293,8 +292,8 @@ def made(folder: Path, n: int = 60) -> list[str]:
 
 
 def settings(folder: Path, **other):
-    return load_settings("smoke", out=str(folder / "out"), source="corpora", corpora=made(folder), decontaminate=[],
-                         **{"n_problems": 40} | other)
+    return load_settings("smoke", out=str(folder / "out"), source="corpora", corpora=small_corpora(folder),
+                         **{"decontaminate": [], "n_problems": 40} | other)
 
 
 def test_build_from_corpora(tmp_path):
@@ -312,13 +311,13 @@ def test_build_from_corpora(tmp_path):
         assert counts["licence"] == CORPORA[counts["corpus"]].licence and counts["files"]
     assert sum(c["sampled"] for c in funnel["corpora"]) == funnel["sampled"] == 40
     assert "note" not in funnel and set(removed.columns) >= {"id", "source", "reason", "matched", "similarity", "text"}
-    table = sources.funnel(cfg)
+    table = selection.funnel(cfg)
     assert table.loc["sampled", "all"] == 40 and table.loc["- duplicate", "all"] == 13
     left_out = table[table.index.str.startswith("- ")].sum()
     assert (table.loc["rows"] - left_out == table.loc["kept"]).all()
     pool, _, _ = gather([parse(text) for text in cfg.corpora])
-    drawn = pool[pool.id.isin(train.id)].corpus.value_counts().to_dict()
-    assert drawn == quotas(pool.corpus.value_counts().to_dict(), 40)
+    sample = pool[pool.id.isin(train.id)].corpus.value_counts().to_dict()
+    assert sample == quotas(pool.corpus.value_counts().to_dict(), 40)
 
 
 def test_build_is_the_same_every_time(tmp_path):
@@ -349,7 +348,7 @@ def test_nothing_left_and_nothing_written(tmp_path):
 
 def test_a_corpus_named_twice(tmp_path):
     with pytest.raises(InputError, match="twice"):
-        build_problems(settings(tmp_path).model_copy(update={"corpora": (made(tmp_path)[0],) * 2}))
+        build_problems(settings(tmp_path).model_copy(update={"corpora": (small_corpora(tmp_path)[0],) * 2}))
 
 
 def test_embedded_problems_are_as_before(tmp_path):
@@ -358,7 +357,7 @@ def test_embedded_problems_are_as_before(tmp_path):
     frame = build_problems(cfg)
     assert frame.equals(expected) and frame.attrs["repeats"] == expected.attrs["repeats"]
     assert read_parquet(cfg.path("problems.parquet")).id.tolist() == expected.id.tolist()
-    table = sources.funnel(cfg)
+    table = selection.funnel(cfg)
     assert table.loc["train, drawn", "all"] == surplus(cfg.n_train) and set(cfg.tasks) == set(table.columns) - {"all"}
 
 
