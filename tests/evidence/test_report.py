@@ -16,10 +16,9 @@ from smoltraces.evidence.claims import judge
 from smoltraces.evidence.figures import FIGURES
 from smoltraces.evidence.report import MOST, all_files, answered, choose, excerpts, notebook_cells, report
 from smoltraces.evidence.statistics import comparisons, summarise
-from smoltraces.files import read_parquet, sha256, write_json, write_parquet, write_text
+from smoltraces.files import read_parquet, sha256, visible, write_json, write_parquet, write_text
 from smoltraces.problems.corpora import embedded_problems
 from smoltraces.settings import InputError, Settings, load_settings
-from smoltraces.style.viewer import visible
 
 SHARES = {"Base": 0.1, "ST-NT": 0.2, "SBS": 0.3, "ST-HC-W": 0.35, "ST-HC": 0.5, "ST": 0.55, "HC": 0.9}
 KINDS = [attack for attack in ATTACKS if attack != "\ud800"]  # half a character, which no Parquet file can hold
