@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from ..evaluation.benchmarks import BENCHMARKS, load_benchmark, user_text
-from .claims import CLAIMS
+from .claims import KINDS
 from .statistics import wilson
 from .tables import benchmark_title, chance, count, interval, student_label
 from ..files import atomic, read_json
@@ -502,14 +502,11 @@ def plot_adoption(
 
 # %% ../../nbs/evidence/63_figures.ipynb #a14797f9
 VERDICTS = {"supported": ("o", "#0072B2"), "refused": ("X", "#D55E00"), "undecided": ("o", "#767676")}
-_kind = {claim.name: claim.kind for claim in CLAIMS}
-
-
 def _estimate(axes, y: int, row, scale: float, margin: float):
     "One verdict of `claims.judge`: estimate and interval in the verdict's colour"
     if row.verdict not in VERDICTS: return _beside(axes, y, row.verdict, color="0.4", style="italic")
     marker, colour = VERDICTS[row.verdict]
-    if _kind[row.claim] == "equivalent": axes.fill_betweenx([y - 0.45, y + 0.45], -margin, margin, color="0.88")
+    if KINDS[row.claim] == "equivalent": axes.fill_betweenx([y - 0.45, y + 0.45], -margin, margin, color="0.88")
     axes.hlines(y, scale * row.low, scale * row.high, color=colour, lw=2)
     axes.plot(scale * row.estimate, y, marker, ms=8, mec=colour, mew=1.6, zorder=3,
               mfc="white" if row.verdict == "undecided" else colour)
@@ -546,7 +543,7 @@ def _on_every_benchmark(claims: pd.DataFrame, benchmarks: list[str]) -> pd.DataF
     "Claims in the paper's order; one that was run on no benchmark stands in every panel"
     nowhere = claims.benchmark == ""
     claims = pd.concat([claims[~nowhere], *(claims[nowhere].assign(benchmark=b) for b in benchmarks)])
-    return claims.sort_values("claim", key=lambda names: names.map(list(_kind).index), kind="stable")
+    return claims.sort_values("claim", key=lambda names: names.map(list(KINDS).index), kind="stable")
 
 
 def plot_claims(
@@ -556,7 +553,7 @@ def plot_claims(
     "The paper's claims with estimate, interval and verdict"
     benchmarks = [b for b in claims.benchmark.unique() if b] or ["no pair was run"]
     claims = _on_every_benchmark(claims, benchmarks)
-    style = claims.claim.map(_kind) == "style"
+    style = claims.claim.map(KINDS) == "style"
     blocks = [(claims[~style], 100, 100 * margin, "points of accuracy"), (claims[style], 1, 0, "style score, 0 to 1")]
     blocks = [(rows, _order(rows), *how) for rows, *how in blocks if len(rows)]
     heights = [len(order) + 1.6 for _, order, *_ in blocks]

@@ -97,7 +97,8 @@ def source_rows(
             for source, domain, n in counts.itertuples(index=False)]
 
 # %% ../../nbs/evidence/64_publish.ipynb #9d6caaa6
-def _template(name: str) -> str: return resources.files("smoltraces.evidence").joinpath(name).read_text(encoding="utf-8")
+def _template(name: str) -> str:
+    return resources.files("smoltraces.evidence").joinpath(name).read_text(encoding="utf-8")
 
 
 def _head(cfg: Settings, variants: dict, sources: list[dict]):

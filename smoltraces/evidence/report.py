@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from ..evaluation.benchmarks import BENCHMARKS, load_benchmark
 from ..evaluation.evaluate import prediction_files
-from .claims import CLAIMS
+from .claims import CLAIMS, KINDS
 from .figures import FIGURES, cut
 from .publish import without_paths
 from smoltraces.evidence.tables import (
@@ -72,8 +72,9 @@ _verdicts = ("supported", "refused", "undecided", "not run")
 def _claim_row(row, shown: pd.Series, style: bool, line: dict | None, student: str) -> dict:
     detectable = "–" if pd.isna(row.detectable) else f"{row.detectable:.2f}" if style else f"{100 * row.detectable:.1f}"
     p = chance(row.p) if pd.isna(row.p_holm) else f"{chance(row.p)} ({chance(row.p_holm)})"
-    return {"verdict": row.verdict, "benchmark": benchmark_title(row.benchmark) or "–", "student": student, "line": line,
-            "estimate": shown["estimate"], "n": shown["n"], "p": p, "detectable": detectable, "cell": row.cell}
+    return {"verdict": row.verdict, "benchmark": benchmark_title(row.benchmark) or "–", "student": student,
+            "line": line, "estimate": shown["estimate"], "n": shown["n"], "p": p, "detectable": detectable,
+            "cell": row.cell}
 
 
 def claims_section(
@@ -83,7 +84,7 @@ def claims_section(
 ) -> dict: # What the template's `claims` shows: claims (each with its rows), totals by verdict, margin in points, cells
     "The verdicts, claim by claim"
     by_name, totals = {c.name: c for c in CLAIMS}, claims.verdict.value_counts()
-    kinds = claims.claim.map(lambda name: by_name[name].kind if name in by_name else "above")
+    kinds = claims.claim.map(KINDS).fillna("above")
     far = claims[["low", "high", "estimate"]].astype(float).abs().max(axis=1).groupby(kinds == "style").max().fillna(0)
     several = claims.student.nunique() > 1 + (len(cfg.students) == 1 and "teacher" in set(claims.student))
     sections = []
@@ -464,7 +465,7 @@ def report(
         "evidence/report.html", {**sample, **labels}, images="data:",
         title=f"SmolTraces: results of the {cfg.profile} profile", profile=cfg.profile, lead=_lead(cfg, results),
         absent=absent, not_run=not_run(cfg), words={} if pairs is None else in_words(pairs),
-        claims=claims_section(claims, verdicts[0], cfg) if verdicts else None,
+        claims=claims_section(claims, verdicts[0], cfg) if verdicts and len(claims) else None,
         tables=[(TITLES.get(name, name), _without_student(frame), notes) for name, (frame, notes) in shown.items()],
         figures=figures, absent_figures=absent_figures, funnel=data_section(cfg), sample=_sample_summary(sample),
         made=made_section(cfg), citation=CITATION))

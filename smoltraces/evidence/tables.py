@@ -18,7 +18,7 @@ from string import Template
 import pandas as pd
 
 from ..evaluation.benchmarks import BENCHMARKS
-from .claims import CLAIMS, published_claims
+from .claims import KINDS, published_claims
 from .statistics import verdict
 from ..files import write_text
 from ..paper import GRADES, STUDENTS, TEACHER, VARIANTS, published
@@ -63,7 +63,8 @@ def and_list(items: Iterable[str]) -> str:
     return f"{', '.join(most)} and {last}" if most else last
 
 
-def _number(value: float, spec: str, scale: float = 1) -> str: return "–" if pd.isna(value) else f"{scale * value:{spec}}"
+def _number(value: float, spec: str, scale: float = 1) -> str:
+    return "–" if pd.isna(value) else f"{scale * value:{spec}}"
 
 
 def _style_score(value: float, low: float, high: float, sign: str = "") -> str: # scores from 0 to 1 are no points
@@ -128,7 +129,8 @@ def _accuracies(rows: pd.DataFrame, letters: dict) -> dict[str, str]:
 
 def _published_rows() -> list[dict]:
     rows = []
-    for (student, benchmark, n, grade), group in published().groupby(["student", "benchmark", "n", "grade"], sort=False):
+    keys = ["student", "benchmark", "n", "grade"]
+    for (student, benchmark, n, grade), group in published().groupby(keys, sort=False):
         cells = {r.variant: _number(r.accuracy, ".1f") for r in group.itertuples()}
         rows.append({"source": "published", "student": student, "benchmark": benchmark, "n": f"{n}", "seeds": "1",
                      "grade": grade, **{v: cells[v] for v in VARIANTS}})
@@ -225,8 +227,8 @@ def teacher_table(
         rows.append(["this run", student_label(teacher), benchmark_title(benchmark), f"{group.n.max()}", "–",
                      cells.get("Base", "–"), cells.get("HC", "–"), gain])
     name, benchmark, n, accuracies = TEACHER
-    base, prompted = accuracies["Base"], accuracies["HC"]
-    rows.append(["published", name, benchmark, f"{n}", "B", f"{base:.1f}", f"{prompted:.1f}", f"{prompted - base:+.1f}"])
+    base, hc = accuracies["Base"], accuracies["HC"]
+    rows.append(["published", name, benchmark, f"{n}", "B", f"{base:.1f}", f"{hc:.1f}", f"{hc - base:+.1f}"])
     return pd.DataFrame(rows, columns=["source", "teacher", "benchmark", "n", "grade", "without the HC prompt",
                                        "with the HC prompt", "difference"])
 
@@ -242,16 +244,13 @@ def style_score_table(
         for r in adopted.itertuples()])
 
 # %% ../../nbs/evidence/62_tables.ipynb #3662210d
-_kind = {claim.name: claim.kind for claim in CLAIMS}
-
-
 def claims_table(
     claims: pd.DataFrame, # From `claims.judge`
 ) -> pd.DataFrame: # Text
     "The paper's claims with verdict, estimate, interval, n and the cell that each comes from"
     rows = []
     for r in claims.itertuples():
-        kind = "not run" if r.verdict == "not run" else _kind[r.claim]
+        kind = "not run" if r.verdict == "not run" else KINDS[r.claim]
         ends = r.estimate, r.low, r.high
         rows.append({"claim": r.sentence, "student": student_label(r.student),
                      "benchmark": benchmark_title(r.benchmark) or "–", "verdict": r.verdict,
@@ -382,9 +381,9 @@ def in_words(
 
 # %% ../../nbs/evidence/62_tables.ipynb #7fcc485c
 _tex_commands = {
-    **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$", "±": r"$\pm$",
-    "↓": r"$\downarrow$", "→": r"$\rightarrow$", "“": "``", "”": "''", "’": "'",
+    **{c: f"\\{c}" for c in "&%$#_{}"}, "\\": r"\textbackslash{}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "–": "--", "−": "$-$",
+    "±": r"$\pm$", "↓": r"$\downarrow$", "→": r"$\rightarrow$", "“": "``", "”": "''", "’": "'",
     **{mark: rf"\textsuperscript{{{letter}}}" for mark, letter in zip("ᵇⁿˢʰ", "bnsh", strict=True)}}
 
 
@@ -425,7 +424,8 @@ def _latex(table: pd.DataFrame, caption: str) -> str:
     cell = _tex_two_lines if len(table) <= 25 else _tex # a longer table has no room for two lines a row
     tabular = shown.style.hide(axis="index").format(cell).format_index(_tex, axis=1).to_latex(
         hrules=True, column_format="".join(r"p{0.45\linewidth}" if w else "l" for w in wide))
-    return _tex_page.substitute(title=title, tabular=tabular.strip(), notes="".join(rf"{note}\par" "\n" for note in notes))
+    paragraphs = "".join(rf"{note}\par" "\n" for note in notes)
+    return _tex_page.substitute(title=title, tabular=tabular.strip(), notes=paragraphs)
 
 
 def _markdown(table: pd.DataFrame, caption: str) -> str:
