@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 import pytest
 from browser import ATTACKS, HOSTILE, Browser, chromium, squeezed
+from report_runs import EVIL, run
 
+from smoltraces.evidence.report import report
 from smoltraces.files import visible
 from smoltraces.style.viewer import explore, page
 
@@ -35,6 +37,14 @@ def walk_list(browser: Browser) -> Iterator[str]:
     assert browser.js("document.querySelector('#count').textContent").startswith(f"{len(ATTACKS)} ")
 
 
+def walk_report(browser: Browser) -> Iterator[str]:
+    while browser.js("!$('more').hidden"): browser.click("#more")
+    browser.js("document.querySelectorAll('details').forEach(d => d.open = true)")
+    browser.until("[...document.querySelectorAll('.answers details')].every(d => d.children.length > 1)")
+    assert browser.js("[...document.images].length && [...document.images].every(i => i.naturalWidth)")
+    yield browser.js("document.body.innerText")
+
+
 def walk_problems(browser: Browser) -> Iterator[str]:
     for _ in ATTACKS:
         browser.click("button:last-of-type")
@@ -55,7 +65,13 @@ def explorer_page(tmp_path_factory) -> Page:
     return Page(path, walk_problems, scripts=1, policy=False) # the notebook's own policy holds
 
 
-PAGES = ["viewer_page", "explorer_page"] # fixtures that give a Page
+@pytest.fixture(scope="module")
+def report_page(tmp_path_factory) -> Page:
+    path = report(run(tmp_path_factory.mktemp("report"), hostile=True, students=EVIL))
+    return Page(path, walk_report, scripts=2)
+
+
+PAGES = ["viewer_page", "explorer_page", "report_page"] # fixtures that give a Page
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -66,7 +82,8 @@ def test_hostile_text_stays_text(browser, name, request):
     for attack in ATTACKS: assert squeezed(visible(attack)) in shown, attack
     browser.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))") # handlers have run
     assert browser.js("[window.pwned, document.scripts.length]") == [None, page.scripts]
-    bad = "iframe, object, embed, svg, [onclick], [onerror], img:not([src^='data:']), a[href^='javascript' i]"
+    bad = ("iframe, object, embed, svg:not(.forest), [onclick], [onerror], img:not([src^='data:']), "
+           "a[href^='javascript' i]")
     assert browser.js(f'document.querySelectorAll("{bad}").length') == 0
     assert browser.complaints == []
     assert [url for url in browser.requests if not url.startswith("data:")] == [page.path.as_uri()]

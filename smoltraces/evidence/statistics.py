@@ -333,7 +333,8 @@ def _comparison(sides: list[np.ndarray], pool: Sequence[np.ndarray], margin: flo
     (low, high), (eq_low, eq_high) = (_ends(resamples, estimate, level) for level in (0.95, 0.9))
     wins, losses = wins_losses(*sides)
     if _single(*sides): p, smallest = mcnemar(wins, losses), detectable(n, (wins + losses) / n)
-    else: p, smallest = _p_value(resamples), max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29) # and a standard error
+    else: # half the interval and a standard error
+        p, smallest = _p_value(resamples), max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29)
     return {"n": n, "seeds": len(score), "difference": estimate, "low": low, "high": high, "p": p, "p_holm": np.nan,
             "wins": wins, "losses": losses, "h": cohen_h(score.mean(), reference.mean()), "detectable": smallest,
             "eq_low": eq_low, "eq_high": eq_high, "eq_p": _tost(resamples, margin), "margin": margin}
