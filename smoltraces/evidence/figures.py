@@ -104,24 +104,31 @@ def plot_lengths(
     return fig
 
 # %% ../../nbs/evidence/63_figures.ipynb #5b9d2c04
+def _stacked_bars(axes, table: pd.DataFrame, looks: dict[str, tuple[str, str, str]], height: float, **style):
+    "A bar per row of shares that add up to 1; looks: colour, hatch and colour of the number, by column"
+    left = 0
+    for name, (colour, hatch, ink) in looks.items():
+        bars = axes.barh(table.index, table[name], height, left, color=colour, hatch=hatch, label=name,
+                         edgecolor="white")
+        axes.bar_label(bars, [f"{x:.0%}" if x >= 0.06 else "" for x in table[name]], label_type="center", color=ink,
+                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 1} if hatch else None, **style)
+        left = left + table[name]
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+    axes.invert_yaxis()
+
+
 def plot_stages(
     measures: pd.DataFrame, # From `style.measure`, with a column `variant`
 ): # A matplotlib Figure
     "How the sentences of a trace share out over the four stages, by variant"
-    means = measures[measures.n_sentences > 0].groupby("variant", sort=False)[[f"stage_{s}" for s in STAGES]].mean()
+    columns = {f"stage_{stage}": stage for stage in STAGES}
+    shares = measures[measures.n_sentences > 0].groupby("variant", sort=False)[list(columns)].mean()
+    looks = {stage: (STAGE_COLOURS[stage], "", "black" if stage == "framing" else "white") for stage in STAGES}
     with plotting() as (plt, _):
-        fig, axes = plt.subplots(figsize=(7.5, 0.55 * len(means) + 1.2), layout="constrained")
-        left = 0
-        for stage in STAGES:
-            share = means[f"stage_{stage}"]
-            bars = axes.barh(means.index, share, left=left, color=STAGE_COLOURS[stage], label=stage, edgecolor="white")
-            labels = [f"{x:.0%}" if x >= 0.06 else "" for x in share]
-            axes.bar_label(bars, labels, label_type="center", color="black" if stage == "framing" else "white",
-                           fontsize="small")
-            left = left + share
-        axes.invert_yaxis()
-        axes.set(xlim=(0, 1), xlabel="share of sentences")
-        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+        fig, axes = plt.subplots(figsize=(7.5, 0.55 * len(shares) + 1.2), layout="constrained")
+        _stacked_bars(axes, shares.rename(columns=columns), looks, 0.8, fontsize="small")
+        axes.set_xlabel("share of sentences")
         axes.grid(axis="y", visible=False)
         fig.legend(loc="outside upper center", ncols=len(STAGES), frameon=False)
     return fig
@@ -168,17 +175,10 @@ def plot_outcomes(
     looks = {"right": ("#0072B2", "", "white"), "wrong": ("#E69F00", "", "black"),
              "cut off": ("#D9D9D9", "///", "black")}
     figure, axes = plt.subplots(figsize=(7, 1 + 0.55 * len(table)), layout="constrained")
-    left = 0
-    for name, (colour, hatch, ink) in looks.items():
-        bars = axes.barh(table.index, table[name], 0.6, left, color=colour, hatch=hatch, label=name, edgecolor="white")
-        axes.bar_label(bars, [f"{v:.0%}" if v >= 0.06 else "" for v in table[name]], label_type="center", color=ink,
-                       bbox={"facecolor": colour, "edgecolor": "none", "pad": 1} if hatch else None)
-        left = left + table[name]
+    _stacked_bars(axes, table, looks, 0.6)
     reach = [table["right"] - table["low"], table["high"] - table["right"]]
     axes.errorbar(table["right"], [i - 0.4 for i in range(len(table))], xerr=reach, fmt=".", color="black", capsize=2)
-    axes.set(xlim=(0, 1), xlabel="share of the answers")
-    axes.xaxis.set_major_formatter("{x:.0%}")
-    axes.invert_yaxis()
+    axes.set_xlabel("share of the answers")
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
@@ -260,13 +260,17 @@ def _rows(axes, labels: list[str]):
     axes.grid(axis="y", visible=False)
 
 
+def _legend(fig, dots: list[dict]):
+    "Markers and their labels above all panels"
+    from matplotlib.lines import Line2D
+    fig.legend(handles=[Line2D([], [], ls="", ms=8, **dot) for dot in dots], loc="outside upper center",
+               ncols=len(dots), frameon=False)
+
+
 def _key(fig, variants, hollow: bool = False):
     "A legend of variants above all panels"
-    from matplotlib.lines import Line2D
-    def dot(**how): return Line2D([], [], ls="", ms=8, **how)
-    handles = [dot(marker=MARKERS[v], color=PALETTE[v], label=v) for v in variants]
-    if hollow: handles.append(dot(marker="o", mfc="white", mec="0.3", mew=1.5, label="published"))
-    fig.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    dots = [{"marker": MARKERS[v], "color": PALETTE[v], "label": v} for v in variants]
+    _legend(fig, [*dots, *([{"marker": "o", "mfc": "white", "mec": "0.3", "mew": 1.5, "label": "published"}] * hollow)])
 
 # %% ../../nbs/evidence/63_figures.ipynb #69b29c10
 def _accuracies(axes, rows: pd.DataFrame, theirs: pd.DataFrame):
@@ -402,9 +406,8 @@ def plot_teacher(
         lowest = min(np.nanmin(values) for _, values, *_ in rows)
         axes.set(xlabel="accuracy, %", xlim=(10 * ((lowest - 1) // 10), 100))
         if results.empty: axes.set_title("The published pair alone: this run did not score its teacher", size="medium")
-        handles = [plt.Line2D([], [], ls="", marker=MARKERS[v], color=PALETTE[v], ms=8, label=label)
-                   for v, label in (("Base", "without the HC prompt"), ("ST-HC", "with the HC prompt"))]
-        fig.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False)
+        _legend(fig, [{"marker": MARKERS[v], "color": PALETTE[v], "label": label} for v, label in
+                      (("Base", "without the HC prompt"), ("ST-HC", "with the HC prompt"))])
     return fig
 
 # %% ../../nbs/evidence/63_figures.ipynb #6a0c32bf
@@ -568,10 +571,9 @@ def plot_claims(
                 _forest(axes, rows[rows.benchmark == benchmark], order, scale, band)
                 axes.set_xlabel(unit)
             _claim_labels(line[0], order, several=len(order) > rows.claim.nunique())
-        handles = [plt.Line2D([], [], ls="", marker=marker, mec=colour, mew=1.6, ms=8, label=verdict,
-                              mfc="white" if verdict == "undecided" else colour)
-                   for verdict, (marker, colour) in VERDICTS.items()]
-        fig.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False)
+        _legend(fig, [{"marker": marker, "mec": colour, "mew": 1.6, "label": verdict,
+                       "mfc": "white" if verdict == "undecided" else colour}
+                      for verdict, (marker, colour) in VERDICTS.items()])
         fig.get_layout_engine().set(w_pad=0.12)
     return fig
 

@@ -121,23 +121,13 @@ def _head(cfg: Settings, variants: dict, sources: list[dict]):
 def _default(variants: dict) -> str: return "ST" if "ST" in variants else next(iter(variants))
 
 # %% ../../nbs/evidence/64_publish.ipynb #b8bb6d89
-def _variant_rows(variants: dict) -> list[dict]:
-    return [{"config": name, "rows": v.get("rows"), "trace": MEANING.get(name, ""), "teacher": v.get("teacher"),
-             "prompt": v.get("prompt"), "cost in USD": f"{float(v.get('cost_usd') or 0):.2f}"}
-            for name, v in variants.items()]
-
-
 def _funnel(manifest: dict, corpora: list[dict]) -> dict:
-    "From problems to rows: what was read of each corpus, what each filter left, what the teachers made of the rest"
+    "From problems to rows: what was read of each corpus, and what each filter left"
     columns = ("corpus", "hub", "revision", "rows", "dropped", "removed", "kept", "sampled")
     funnel = manifest.get("funnel") or manifest.get("filters") or []
     if isinstance(funnel, dict): funnel = [{"step": k, "problems": v} for k, v in funnel.items()]
     return {"corpora": [{k: c[k] for k in columns if k in c} for c in corpora], "funnel": funnel,
-            "dropped": sum((Counter(c.get("dropped")) for c in corpora), Counter()),
-            "teacher_rows": [{"variant": name, "asked": v.get("asked"), "usable": v.get("usable"),
-                              "why the others are not": "; ".join(f"{why}: {n}" for why, n in
-                                                                  (v.get("dropped") or {}).items())}
-                             for name, v in manifest["variants"].items()]}
+            "dropped": sum((Counter(c.get("dropped")) for c in corpora), Counter())}
 
 
 def _teachers(variants: dict) -> list[str]: return sorted({str(v.get("teacher")) for v in variants.values()})
@@ -152,14 +142,13 @@ def card(
     manifest = without_paths(checked_manifest(cfg))
     variants, teachers = manifest["variants"], _teachers(manifest["variants"])
     sources = source_rows(cfg, next(iter(variants)))
-    programs = [t for t in teachers if t.startswith("embedded/")]
     return str(DatasetCard.from_template(
         _head(cfg, variants, sources), template_str=_template("card.md"), cell=_cell, table=markdown_table,
-        profile=cfg.profile, repo_id=repo_id, default=_default(variants), system=SYSTEM,
-        variants=variants, n=f"{sum(row['rows'] for row in sources):,}", variant_rows=_variant_rows(variants),
-        cost=sum(float(v.get("cost_usd") or 0) for v in variants.values()), sources=sources, programs=programs,
-        published="published" in teachers,
-        models=[t for t in teachers if t not in (*programs, "reference answer", "published")],
+        profile=cfg.profile, repo_id=repo_id, default=_default(variants), system=SYSTEM, meaning=MEANING,
+        variants=variants, sources=sources, teachers=teachers,
+        cost=sum(float(v.get("cost_usd") or 0) for v in variants.values()),
+        programs=[t for t in teachers if t.startswith("embedded/")],
+        models=[t for t in teachers if not t.startswith("embedded/") and t not in ("reference answer", "published")],
         versions=", ".join(f"{name} {v}" for name, v in (manifest.get("versions") or {}).items()),
         **_funnel(manifest, _corpora(cfg)))) + "\n"
 

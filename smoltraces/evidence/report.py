@@ -427,18 +427,9 @@ def _figures(cfg: Settings) -> tuple[list[dict], list[str]]:
     return figures, absent
 
 
-def _lead(cfg: Settings, results: pd.DataFrame) -> str:
+def _tests(cfg: Settings, results: pd.DataFrame) -> str: # e.g. 80 of embedded and 24 of embedded, harder
     n = results.groupby("benchmark", sort=False).n.max()
-    tests = and_list([f"{n[b]:,} of {benchmark_title(b)}" for b in cfg.benchmark_names if b in n] or ["none"])
-    return (f"{and_list([student_label(s) for s in cfg.students])}, fine-tuned on {count(cfg.n_train, 'problem')} in "
-            f"{count(len(cfg.variants), 'variant')} ({and_list(cfg.variants)}) with {count(len(cfg.seeds), 'seed')} "
-            f"each, and tested on problems it had not seen: {tests}")
-
-
-def _sample_summary(sample: dict) -> dict:
-    return {"n": len(sample["rows"]), "total": sample["total"], "problems": count(len(sample["problems"]), "problem"),
-            "head": HEAD, "tail": TAIL,
-            "sealed": and_list([benchmark_title(b) for b in sample["sealed"]]) if sample["sealed"] else ""}
+    return and_list([f"{n[b]:,} of {benchmark_title(b)}" for b in cfg.benchmark_names if b in n] or ["none"])
 
 
 def _without_student(frame: pd.DataFrame) -> pd.DataFrame: # a student who is the only one is named in the lead
@@ -463,9 +454,11 @@ def report(
               "benchmarks": {b: benchmark_title(b) for b in cfg.benchmark_names}}
     return write_text(cfg.path("report.html"), fill(
         "evidence/report.html", {**sample, **labels}, images="data:",
-        title=f"SmolTraces: results of the {cfg.profile} profile", profile=cfg.profile, lead=_lead(cfg, results),
+        title=f"SmolTraces: results of the {cfg.profile} profile", cfg=cfg, count=count, and_list=and_list,
+        students=and_list(map(student_label, cfg.students)), tests=_tests(cfg, results),
         absent=absent, not_run=not_run(cfg), words={} if pairs is None else in_words(pairs),
         claims=claims_section(claims, verdicts[0], cfg) if verdicts and len(claims) else None,
         tables=[(TITLES.get(name, name), _without_student(frame), notes) for name, (frame, notes) in shown.items()],
-        figures=figures, absent_figures=absent_figures, funnel=data_section(cfg), sample=_sample_summary(sample),
+        figures=figures, absent_figures=absent_figures, funnel=data_section(cfg), sample=sample,
+        sealed=and_list(map(benchmark_title, sample["sealed"])) if sample["sealed"] else "", head=HEAD, tail=TAIL,
         made=made_section(cfg), citation=CITATION))

@@ -12,6 +12,7 @@ __all__ = ['MARKS', 'BELOW', 'LEVEL', 'TITLES', 'QUESTIONS', 'student_label', 'b
 import html
 import unicodedata
 from collections.abc import Iterable, Sequence
+from importlib import resources
 from pathlib import Path
 from string import Template
 
@@ -398,22 +399,6 @@ def _tex_two_lines(text) -> str: # {} since LaTeX reads a [ behind \\ as its arg
     return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{value} \\ {{}}[{rest}\end{{tabular}}" if rest else value
 
 # %% ../../nbs/evidence/62_tables.ipynb #85bb91d3
-# Shrinks only where it is too wide, or too long.
-_tex_page = Template(r"""% needs \usepackage{booktabs,graphicx}
-\begin{table}
-\centering\footnotesize
-\setlength{\tabcolsep}{3pt}
-\caption{$title}
-\sbox0{%
-$tabular}%
-\ifdim\wd0>\linewidth\sbox0{\resizebox{\linewidth}{!}{\usebox0}}\fi
-\ifdim\dimexpr\ht0+\dp0>0.75\textheight\sbox0{\resizebox*{!}{0.75\textheight}{\usebox0}}\fi
-\usebox0
-\par\smallskip\raggedright\scriptsize
-$notes\end{table}
-""")
-
-
 def _latex(table: pd.DataFrame, caption: str) -> str:
     "A LaTeX table; `table` holds text without gaps"
     title, *notes = map(_tex, caption.split("\n\n"))
@@ -425,7 +410,8 @@ def _latex(table: pd.DataFrame, caption: str) -> str:
     tabular = shown.style.hide(axis="index").format(cell).format_index(_tex, axis=1).to_latex(
         hrules=True, column_format="".join(r"p{0.45\linewidth}" if w else "l" for w in wide))
     paragraphs = "".join(rf"{note}\par" "\n" for note in notes)
-    return _tex_page.substitute(title=title, tabular=tabular.strip(), notes=paragraphs)
+    page = resources.files("smoltraces.evidence").joinpath("table.tex").read_text(encoding="utf-8")
+    return Template(page).substitute(title=title, tabular=tabular.strip(), notes=paragraphs)
 
 
 def _markdown(table: pd.DataFrame, caption: str) -> str:
