@@ -391,12 +391,14 @@ _tex_commands = {
 def _tex(text) -> str:
     "Text for pdflatex: a character without a command becomes its plain letters, or a question mark"
     def plain(c): return unicodedata.normalize("NFKD", c).encode("ascii", "ignore").decode() or "?"
-    return "".join(_tex_commands.get(c, c if c.isascii() else plain(c)) for c in str(text))
+    text = "".join(_tex_commands.get(c, c if c.isascii() else plain(c)) for c in str(text))
+    return "{}" + text if text.startswith("[") else text # LaTeX reads a [ behind \\ as its argument
 
 
-def _tex_two_lines(text) -> str: # {} since LaTeX reads a [ behind \\ as its argument
-    value, _, rest = _tex(text).partition(" [")
-    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{value} \\ {{}}[{rest}\end{{tabular}}" if rest else value
+def _tex_two_lines(text: str) -> str:
+    value, _, ends = text.partition(" [")
+    if not ends: return _tex(text)
+    return rf"\begin{{tabular}}[t]{{@{{}}l@{{}}}}{_tex(value)} \\ {_tex('[' + ends)}\end{{tabular}}"
 
 # %% ../../nbs/evidence/62_tables.ipynb #85bb91d3
 def _latex(table: pd.DataFrame, caption: str) -> str:
