@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BENCHMARK_NAMES', 'Names', 'NamesOrNone', 'Seeds', 'KeyName', 'Variant', 'Variants', 'Roles', 'LearningRate',
            'Benchmark', 'Benchmarks', 'FROM_FILE', 'OWN', 'InputError', 'benchmark_name', 'nearest', 'Settings',
-           'find_settings', 'load_env', 'load_settings', 'from_notebook', 'slug', 'versions', 'needs']
+           'find_settings', 'load_env', 'load_settings', 'from_notebook', 'slug', 'versions', 'needs', 'Lazy']
 
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
@@ -355,3 +355,9 @@ def needs(
     "An InputError that names the extra, where `module` is not installed"
     if importlib.util.find_spec(module) is None:
         raise InputError(f'This needs the package {module}: pip install "smoltraces[{extra}]".')
+
+# %% ../nbs/00_settings.ipynb #5b0c71df
+class Lazy:
+    "A module that is imported when something of it is first used"
+    def __init__(self, name: str): self.name = name
+    def __getattr__(self, attribute: str): return getattr(importlib.import_module(self.name), attribute)

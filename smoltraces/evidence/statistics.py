@@ -44,20 +44,6 @@ def wilson(
     return min(float(low), right / n), max(float(high), right / n) # at 0 and at n they miss it by rounding
 
 # %% ../../nbs/evidence/60_statistics.ipynb #9f3c2830
-@functools.lru_cache(maxsize=3) # one entry a benchmark
-def _weights(n: int, n_boot: int, seed: int) -> np.ndarray:
-    "Weights of n problems in each resample: n_boot × n, every row summing to 1"
-    weights = np.random.default_rng(seed).standard_exponential((n_boot, n), dtype=np.float32)
-    return weights / weights.sum(axis=1, keepdims=True)
-
-
-@functools.lru_cache(maxsize=8)
-def _students_t(degrees: int, n_boot: int, seed: int) -> np.ndarray:
-    "As many quantiles of Student's t, evenly spaced, in random order: draws without the noise of drawing"
-    from scipy.special import stdtrit
-    return stdtrit(degrees, (np.random.default_rng([seed, 1]).permutation(n_boot) + 0.5) / n_boot)
-
-
 def _arrays(*scores) -> list[np.ndarray]: return [np.atleast_2d(np.asarray(score, float)) for score in scores]
 
 
@@ -72,37 +58,52 @@ def _mean_squares(score: np.ndarray) -> tuple[float, float]:
 def _run_variance(sides: Sequence[np.ndarray], pool: Sequence[np.ndarray] = ()) -> tuple[float, int]:
     "The part of the runs in the variance of a mean or a difference, and its degrees of freedom (0: one run a side)"
     from scipy.special import gammaincinv
-    known = [(len(score) - 1, *_mean_squares(score)) for score in _arrays(*(pool or sides)) if len(score) > 1]
-    degrees = sum(df for df, *_ in known)
+    squares = [(len(score) - 1, *_mean_squares(score)) for score in _arrays(*(pool or sides)) if len(score) > 1]
+    degrees = sum(df for df, *_ in squares)
     if not degrees: return 0.0, 0
-    ratio = sum(df * between / chance for df, between, chance in known) / degrees
+    ratio = sum(df * between / chance for df, between, chance in squares) / degrees
     median = 2 * gammaincinv(degrees / 2, 0.5) / degrees # of the ratio, if runs differed by chance alone
     chance = sum(_mean_squares(side)[1] / len(side) for side in sides if len(side) > 1)
     return max(0.0, ratio - median) * chance, degrees
 
+# %% ../../nbs/evidence/60_statistics.ipynb #1f60aa02
+@functools.lru_cache(maxsize=3) # one entry a benchmark
+def _weights(n: int, n_boot: int, seed: int) -> np.ndarray:
+    "Weights of n problems in each resample: n_boot × n, every row summing to 1"
+    weights = np.random.default_rng(seed).standard_exponential((n_boot, n), dtype=np.float32)
+    return weights / weights.sum(axis=1, keepdims=True)
 
-def _invented(gaps: np.ndarray) -> tuple[float, float]:
-    "A problem that is lost and one that is won, by as much as the others differ"
-    differ = np.abs(gaps) > 1e-9
-    usual = np.sqrt((gaps[differ]**2).mean()) if differ.any() else 1
+
+@functools.lru_cache(maxsize=8)
+def _students_t(degrees: int, n_boot: int, seed: int) -> np.ndarray:
+    "As many quantiles of Student's t, evenly spaced, in random order: samples without the noise of sampling"
+    from scipy.special import stdtrit
+    return stdtrit(degrees, (np.random.default_rng([seed, 1]).permutation(n_boot) + 0.5) / n_boot)
+
+
+def _invented_problems(values: np.ndarray, paired: bool) -> tuple[float, float]:
+    "One that all get wrong and one that all get right; paired: one lost and one won, by as much as the others differ"
+    if not paired: return 0, 1
+    differ = np.abs(values) > 1e-9
+    usual = np.sqrt((values[differ]**2).mean()) if differ.any() else 1
     return -usual, usual
 
 
-def _drawn(sides: Sequence[np.ndarray], n_boot: int, seed: int, pool: Sequence[np.ndarray] = (),
-           graded: bool = False) -> np.ndarray:
+def _resamples(sides: Sequence[np.ndarray], n_boot: int, seed: int, pool: Sequence[np.ndarray] = (),
+               graded: bool = False) -> np.ndarray: # n_boot values
     "The mean of one side, or the difference of two, in each resample"
-    if len(sides) == 1: values, bounds = sides[0].mean(axis=0), (0, 1)
-    else: values, bounds = sides[0].mean(axis=0) - sides[1].mean(axis=0), (-1, 1)
-    if not graded: values = np.append(values, (0, 1) if len(sides) == 1 else _invented(values))
-    drawn = (_weights(len(values), n_boot, seed) @ values.astype(np.float32)).astype(float)
+    paired = len(sides) == 2
+    values = sides[0].mean(axis=0) - sides[1].mean(axis=0) if paired else sides[0].mean(axis=0)
+    if not graded: values = np.append(values, _invented_problems(values, paired))
+    means = (_weights(len(values), n_boot, seed) @ values.astype(np.float32)).astype(float)
     variance, degrees = _run_variance(sides, pool)
-    if variance: drawn += np.sqrt(variance) * _students_t(degrees, n_boot, seed)
-    return np.clip(drawn, *bounds)
+    if variance: means += np.sqrt(variance) * _students_t(degrees, n_boot, seed)
+    return np.clip(means, -1 if paired else 0, 1)
 
 
-def _ends(drawn: np.ndarray, estimate: float, level: float) -> tuple[float, float]:
+def _ends(resamples: np.ndarray, estimate: float, level: float) -> tuple[float, float]:
     "The percentile interval, which holds the estimate"
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(resamples, [(1 - level) / 2, (1 + level) / 2])
     return min(float(low), estimate), max(float(high), estimate)
 
 # %% ../../nbs/evidence/60_statistics.ipynb #134e04f7
@@ -115,7 +116,7 @@ def accuracy_interval(
     "Mean accuracy with its bootstrap interval over problems, and over seeds where there are several"
     [score] = _arrays(score)
     estimate = float(score.mean())
-    return estimate, *_ends(_drawn([score], n_boot, seed), estimate, level)
+    return estimate, *_ends(_resamples([score], n_boot, seed), estimate, level)
 
 # %% ../../nbs/evidence/60_statistics.ipynb #20cda1b2
 def standard_error(
@@ -151,9 +152,9 @@ def majority(
 ) -> float: # A share
     "Accuracy of the commonest answer of a problem's samples; empty ones do not vote, a tie is settled by lot"
     problem = ["seed", "problem_id"]
-    said = predictions.extracted.fillna("").str.strip()
-    votes = predictions.assign(said=said, right=predictions.correct.astype(float))[said != ""]
-    votes = votes.groupby([*problem, "said"]).right.agg(["size", "mean"])
+    answer = predictions.extracted.fillna("").str.strip()
+    votes = predictions.assign(vote=answer, right=predictions.correct.astype(float))[answer != ""]
+    votes = votes.groupby([*problem, "vote"]).right.agg(["size", "mean"])
     top = votes[votes["size"] == votes.groupby(level=problem)["size"].transform("max")]
     return float(top.groupby(level=problem)["mean"].mean().sum() / len(predictions[problem].drop_duplicates()))
 
@@ -178,7 +179,7 @@ def difference(
     "Paired bootstrap of a difference in accuracy: the same problems for both, each one's own seeds"
     sides = _paired(score, reference)
     estimate = float(sides[0].mean() - sides[1].mean())
-    return estimate, *_ends(_drawn(sides, n_boot, seed, pool, graded), estimate, level)
+    return estimate, *_ends(_resamples(sides, n_boot, seed, pool, graded), estimate, level)
 
 
 def verdict(
@@ -211,8 +212,8 @@ def mcnemar(
 def _single(*sides: np.ndarray) -> bool: return all(len(s) == 1 and np.isin(s, (0, 1)).all() for s in sides)
 
 
-def _p(drawn: np.ndarray) -> float:
-    return float(min(1, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (1 + len(drawn))))
+def _p_value(resamples: np.ndarray) -> float:
+    return float(min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / (1 + len(resamples))))
 
 
 def paired_test(
@@ -226,7 +227,7 @@ def paired_test(
     "Is there a difference? McNemar's exact test for one answer each, else how deep zero lies among the resamples"
     sides = _paired(score, reference)
     if _single(*sides): return mcnemar(*wins_losses(*sides))
-    return _p(_drawn(sides, n_boot, seed, pool, graded))
+    return _p_value(_resamples(sides, n_boot, seed, pool, graded))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #fe98d7e8
 def holm(
@@ -235,9 +236,9 @@ def holm(
     "Holm's correction for many tests"
     from statsmodels.stats.multitest import multipletests
     p = np.asarray(p, float)
-    known = ~np.isnan(p)
+    tests = ~np.isnan(p)
     adjusted = np.full(len(p), np.nan)
-    if known.any(): adjusted[known] = multipletests(p[known], method="holm")[1]
+    if tests.any(): adjusted[tests] = multipletests(p[tests], method="holm")[1]
     return adjusted
 
 
@@ -259,17 +260,17 @@ def detectable(
     "The smallest difference that McNemar's test finds with this power (normal approximation, a half for continuity)"
     from scipy.optimize import brentq
     from scipy.special import ndtri
-    found, missed = ndtri((1 + level) / 2), ndtri(power)
+    z_level, z_power = ndtri((1 + level) / 2), ndtri(power)
 
     def surplus(gap: float) -> float: # the difference, in problems, beyond what is needed
         share = max(discordance, gap) # there are at least as many discordant problems
-        return n * gap - 0.5 - np.sqrt(n) * (found * np.sqrt(share) + missed * np.sqrt(max(0, share - gap**2)))
+        return n * gap - 0.5 - np.sqrt(n) * (z_level * np.sqrt(share) + z_power * np.sqrt(max(0, share - gap**2)))
 
     return 1.0 if surplus(1) <= 0 else float(brentq(surplus, 1 / n, 1))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #0bcb528c
-def _equivalence(drawn: np.ndarray, margin: float) -> float:
-    return float((1 + max((drawn <= -margin).sum(), (drawn >= margin).sum())) / (1 + len(drawn)))
+def _tost(resamples: np.ndarray, margin: float) -> float:
+    return float((1 + max((resamples <= -margin).sum(), (resamples >= margin).sum())) / (1 + len(resamples)))
 
 
 def equivalence(
@@ -282,8 +283,8 @@ def equivalence(
 ) -> tuple[float, float, float]: # Ends of the 90% interval, and p: below 0.05 where it lies within ± margin
     "Two one-sided tests (TOST): is the difference shown to be smaller than the margin?"
     sides = _paired(score, reference)
-    drawn = _drawn(sides, n_boot, seed, pool)
-    return *_ends(drawn, float(sides[0].mean() - sides[1].mean()), 0.9), _equivalence(drawn, margin)
+    resamples = _resamples(sides, n_boot, seed, pool)
+    return *_ends(resamples, float(sides[0].mean() - sides[1].mean()), 0.9), _tost(resamples, margin)
 
 # %% ../../nbs/evidence/60_statistics.ipynb #01fee95f
 def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Series, n_boot: int, seed: int) -> dict:
@@ -308,11 +309,13 @@ def summarise(
 ) -> pd.DataFrame: # One row per student, benchmark and variant; raises InputError as `check_predictions` does
     "Accuracies with their intervals and standard errors, in the order of the paper's table"
     check_predictions(predictions)
-    short = predictions.drop(columns=["output", "answer"], errors="ignore") # of which the tables need nothing
-    return pd.DataFrame([_row(variant, arrays[variant], rows[rows.variant == variant], clusters, n_boot, seed)
-                         for _, rows in short.groupby(["student", "benchmark"], sort=False)
-                         for arrays, clusters in [(scores(rows), rows.groupby("problem_id").cluster.first())]
-                         for variant in ordered(arrays)])
+    table = []
+    light = predictions.drop(columns=["output", "answer"], errors="ignore") # of which the tables need nothing
+    for _, rows in light.groupby(["student", "benchmark"], sort=False):
+        arrays, clusters = scores(rows), rows.groupby("problem_id").cluster.first()
+        table += [_row(variant, arrays[variant], rows[rows.variant == variant], clusters, n_boot, seed)
+                  for variant in ordered(arrays)]
+    return pd.DataFrame(table)
 
 # %% ../../nbs/evidence/60_statistics.ipynb #7130e167
 PAIRS = ( # variant, reference
@@ -326,14 +329,15 @@ COMPARISON_COLUMNS = ["student", "benchmark", "variant", "reference", "n", "seed
 def _comparison(sides: list[np.ndarray], pool: Sequence[np.ndarray], margin: float, n_boot: int, seed: int) -> dict:
     "What `comparisons` says of one pair"
     score, reference, n = *sides, sides[0].shape[1]
-    drawn, estimate = _drawn(sides, n_boot, seed, pool), float(score.mean() - reference.mean())
-    (low, high), (eq_low, eq_high) = (_ends(drawn, estimate, level) for level in (0.95, 0.9))
+    resamples, estimate = _resamples(sides, n_boot, seed, pool), float(score.mean() - reference.mean())
+    (low, high), (eq_low, eq_high) = (_ends(resamples, estimate, level) for level in (0.95, 0.9))
     wins, losses = wins_losses(*sides)
     if _single(*sides): p, smallest = mcnemar(wins, losses), detectable(n, (wins + losses) / n)
-    else: p, smallest = _p(drawn), max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29) # and a standard error
+    else: # half the interval and a standard error
+        p, smallest = _p_value(resamples), max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29)
     return {"n": n, "seeds": len(score), "difference": estimate, "low": low, "high": high, "p": p, "p_holm": np.nan,
             "wins": wins, "losses": losses, "h": cohen_h(score.mean(), reference.mean()), "detectable": smallest,
-            "eq_low": eq_low, "eq_high": eq_high, "eq_p": _equivalence(drawn, margin), "margin": margin}
+            "eq_low": eq_low, "eq_high": eq_high, "eq_p": _tost(resamples, margin), "margin": margin}
 
 
 def comparisons(
@@ -345,10 +349,11 @@ def comparisons(
 ) -> pd.DataFrame: # One row per student, benchmark and pair; raises InputError as `check_predictions` does
     "Paired differences with their tests, corrected over all rows"
     check_predictions(predictions, variants=[variant for pair in pairs or () for variant in pair])
-    rows = [{"student": student, "benchmark": benchmark, "variant": variant, "reference": reference,
-             **_comparison([arrays[variant], arrays[reference]], [*arrays.values()], margin, n_boot, seed)}
-            for (student, benchmark), group in predictions.groupby(["student", "benchmark"], sort=False)
-            for arrays in [scores(group)] for variant, reference in pairs or PAIRS + TEACHER_PAIRS
-            if variant in arrays and reference in arrays]
+    rows = []
+    for (student, benchmark), group in predictions.groupby(["student", "benchmark"], sort=False):
+        arrays = scores(group)
+        rows += [{"student": student, "benchmark": benchmark, "variant": variant, "reference": reference,
+                  **_comparison([arrays[variant], arrays[reference]], [*arrays.values()], margin, n_boot, seed)}
+                 for variant, reference in pairs or PAIRS + TEACHER_PAIRS if {variant, reference} <= arrays.keys()]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     return table.assign(p_holm=holm(table.p))

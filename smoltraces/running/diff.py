@@ -19,11 +19,10 @@ import pandas as pd
 
 from ..evidence.statistics import accuracy_interval, difference, holm, paired_test, verdict, wins_losses
 from ..evidence.tables import benchmark_title, chance, count, interval, student_label
-from ..files import read_json, read_parquet
+from ..files import read_json, read_parquet, visible
 from ..paper import MARKERS, PALETTE, ordered, plotting
 from .verify import Record, conditions, hidden, read_records, read_told
 from ..settings import InputError
-from ..style.viewer import visible
 
 # %% ../../nbs/running/78_diff.ipynb #0388ba6b
 _of = ["student", "variant", "benchmark"]

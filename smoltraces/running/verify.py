@@ -513,7 +513,7 @@ def _and(names: Iterable[str]) -> str:
 
 
 def _cell(words: str) -> str: # as Markdown shows it literally
-    from smoltraces.style.viewer import visible
+    from smoltraces.files import visible
     return re.sub(r"([\\`*_|<>\[\]$#])", r"\\\1", visible(words).replace("\n", " "))
 
 
@@ -586,7 +586,7 @@ def show(
     from rich.console import Console
     from rich.text import Text
 
-    from smoltraces.style.viewer import visible
+    from smoltraces.files import visible
     console = console or Console()
     def say(words, style="", indent=0): console.print(Text(" " * indent + visible(words), style), soft_wrap=True)
     say(found.summary)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PIVOT_TYPES', 'STAGES', 'PIVOT_COLOURS', 'INITIALS', 'BATCH', 'Lexicon', 'lexicon', 'Pivot', 'pivots', 'Stage',
-           'Backtrack', 'stages', 'backtracks', 'measure_texts', 'style_parts', 'file_batches', 'files_of', 'batches',
-           'with_ids', 'measure', 'as_json', 'coverage', 'summary', 'transitions', 'thought']
+           'Backtrack', 'stages', 'backtracks', 'measure_texts', 'style_parts', 'jsonl_rows', 'file_batches',
+           'files_of', 'batches', 'with_ids', 'measure', 'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
 # %% ../../nbs/style/21_measure.ipynb #1d04d01d
 import functools
@@ -300,7 +300,7 @@ def _field_error(field: str, found: Iterable[str], where: str = "") -> InputErro
                       f"name one of {', '.join(map(str, found)) or '(none)'}.")
 
 
-def _from_jsonl(path: Path) -> Iterator[tuple[int, dict]]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
     import json
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -328,7 +328,7 @@ def _parquet_batches(path: Path, field: str) -> Iterator[tuple[list, Any]]:
 
 def _jsonl_batches(path: Path, field: str) -> Iterator[tuple[list, list]]:
     ids, texts = [], []
-    for number, row in _from_jsonl(path):
+    for number, row in jsonl_rows(path):
         if field not in row: raise _field_error(field, row, f"{path}, line {number},")
         ids.append(row.get("id"))
         texts.append(row[field])

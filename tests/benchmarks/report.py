@@ -18,7 +18,7 @@ from conftest import project
 
 from smoltraces.evaluation.evaluate import read_predictions
 from smoltraces.evidence.claims import judge
-from smoltraces.evidence.report import _outputs, all_files, answered, choose, report
+from smoltraces.evidence.report import all_files, answered, choose, read_outputs, report
 from smoltraces.evidence.statistics import comparisons, summarise
 from smoltraces.files import read_parquet, write_parquet
 from smoltraces.problems.corpora import embedded_problems
@@ -83,7 +83,7 @@ def main(n: int = 30_000):
         report(cfg) # once, so that what is compiled at first use is compiled
         reading, _ = timed(lambda: [read_parquet(file) for file in files])
         writing, made = timed(report, cfg)
-        sample = _outputs(choose(answered(cfg))).drop(columns=["file", "row", "outcome"])
+        sample = read_outputs(choose(answered(cfg))).drop(columns=["file", "row", "outcome"])
         viewing, viewed = timed(page, sample, Path(scratch) / "viewer.html")
         print(f"report {writing:.2f} s, {made.stat().st_size / 1e6:.1f} MB; reading every column {reading:.2f} s "
               f"(ratio {writing / reading:.1f}); viewer.page of its {len(sample)} outputs {viewing:.2f} s "

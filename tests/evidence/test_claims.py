@@ -6,7 +6,6 @@ import pytest
 from smoltraces.evidence.claims import CLAIMS, JUDGED, judge, published_claims
 from smoltraces.evidence.statistics import COMPARISON_COLUMNS, PAIRS, comparisons
 from smoltraces.paper import GRADES, MEANING
-from smoltraces.settings import InputError
 
 
 def rows(variant="ST-HC", reference="Base", student="a/student", benchmark="math500", **values) -> pd.DataFrame:
@@ -106,18 +105,12 @@ def test_style_of_answers_without_words():
     assert table.n["ST raises style"] == 10 and table.verdict["ST-HC raises style"] == "not run"
 
 
-def test_style_that_was_not_measured_is_named():
-    with pytest.raises(InputError, match="lacks style_score: run 2_analyse_traces again"):
-        judge(rows(), style({"Base": 0.3}).drop(columns="style_score"))
-
-
 def test_the_published_figures():
     table = published_claims().set_index(["claim", "student", "benchmark"])
-    assert set(table.cell) == {"published"} and not table.index.get_level_values(0).str.contains("style").any()
+    assert set(table.cell) == {"published"}
     assert table.p.between(0, 1).all() and (table.low < table.estimate).all() and (table.estimate < table.high).all()
     teacher = table.loc["HC prompt helps the teacher", "GPT-4o", "MATH500"]
-    assert teacher.estimate == pytest.approx(0.058) and teacher.n == 500 and teacher.verdict == "undecided"
-    assert table.verdict["ST-HC above Base", "Llama 3.2 3B", "MATH500"] == "supported"
+    assert teacher.n == 500 and teacher.verdict == "undecided"
     assert len(table.loc["ST-HC above SBS"]) == 1  # known for Llama alone
     for margin, expected in ((0.12, ["supported"] * 3 + ["undecided"]), (0.005, ["undecided"] * 2 + ["refused"] +
                                                                          ["undecided"])):  # Qwen differs, AIME is small

@@ -2,97 +2,21 @@
 import json
 import re
 import shutil
-import time
 
-import numpy as np
 import pandas as pd
 import pytest
-from browser import ATTACKS, CONTRAST, HOSTILE, NAMELESS, chromium, squeezed
+from browser import CONTRAST, NAMELESS, chromium
 from conftest import ROOT, SECRET, project
+from report_runs import CANARY, EVIL, run
 
 from smoltraces.evaluation.benchmarks import seal
-from smoltraces.evaluation.evaluate import read_predictions
-from smoltraces.evidence.claims import judge
 from smoltraces.evidence.figures import FIGURES
 from smoltraces.evidence.report import MOST, all_files, answered, choose, excerpts, notebook_cells, report
-from smoltraces.evidence.statistics import comparisons, summarise
-from smoltraces.files import read_parquet, sha256, write_json, write_parquet, write_text
-from smoltraces.problems.corpora import embedded_problems
+from smoltraces.files import read_parquet, sha256, write_json, write_parquet
 from smoltraces.settings import InputError, Settings, load_settings
-from smoltraces.style.viewer import visible
-
-SHARES = {"Base": 0.1, "ST-NT": 0.2, "SBS": 0.3, "ST-HC-W": 0.35, "ST-HC": 0.5, "ST": 0.55, "HC": 0.9}
-KINDS = [attack for attack in ATTACKS if attack != "\ud800"]  # half a character, which no Parquet file can hold
-WHOLE = HOSTILE.replace("\ud800", "")
-CANARY = "heptadecagonal chrysanthemum"
-EVIL = "evil/<img src=x onerror=window.pwned=1>'\"&"
 
 
-def thinking(answer: str, i: int) -> str:
-    long = "I add the next one. " * (400 if i % 9 == 0 else 3)
-    return f"<think>\nWhat if I add them? {long}Wait, that is wrong. Let me check.\n</think>\n\nSo \\boxed{{{answer}}}."
-
-
-def answers(cfg: Settings, hostile: bool = False):
-    "Every file of predictions that the settings ask for, with right, wrong and cut-off outputs"
-    problems = embedded_problems(cfg.tasks, 0, cfg.n_test, cfg.n_hard)
-    if hostile: problems["question"] = [WHOLE + str(i) for i in range(len(problems))]
-    write_parquet(cfg.path("problems.parquet"), problems)
-    for (student, variant, seed, benchmark), file in all_files(cfg).items():
-        asked = problems[problems["split"] == benchmark]
-        if benchmark == "gpqa_diamond": asked = problems.head(20)
-        luck = np.random.default_rng([len(variant), seed, len(student), len(benchmark)]).random(len(asked))
-        outcomes = np.where(luck < SHARES[variant], "right", np.where(luck > 0.85, "cut off", "wrong"))
-        rows = []
-        for i, (p, outcome) in enumerate(zip(asked.itertuples(), outcomes.tolist(), strict=True)):
-            right, cut = outcome == "right", outcome == "cut off"
-            attack = KINDS[i % len(KINDS)]
-            output = f"{WHOLE} <think>{attack}" if hostile else thinking(p.answer if right else "7", i)
-            if benchmark == "gpqa_diamond": output = seal(CANARY) if i % 2 else CANARY
-            rows.append(dict(
-                student=student, variant=variant, seed=seed, benchmark=benchmark, problem_id=p.id, sample=0,
-                output=output, extracted=attack if hostile else None if cut else "7",
-                answer=attack if hostile else p.answer, correct=right, n_tokens=40, truncated=cut, cluster=p.source,
-                revision=("a" if benchmark == "embedded" else "b") * 16))
-        write_parquet(file, rows)
-        write_json(file.with_suffix(".json"), {"basis": {"versions": {"torch": "2.13.0"}}, "run": {
-            "seconds": 3.5, "tokens": 4000, "device": "cpu", "cost_usd": 0.125}})
-
-
-def results(cfg: Settings):
-    "What 5_figures and the stages before it leave"
-    predictions, teacher = read_predictions(cfg), read_predictions(cfg, of="teacher")
-    both = [predictions, *([teacher] if len(teacher) else [])]
-    pairs = pd.concat([comparisons(p, cfg.equivalence / 100, cfg.bootstrap) for p in both], ignore_index=True)
-    found = pd.concat([summarise(p, cfg.bootstrap) for p in both], ignore_index=True)
-    write_parquet(cfg.path("results.parquet"), found)
-    write_parquet(cfg.path("comparisons.parquet"), pairs)
-    write_parquet(cfg.path("claims.parquet"), judge(pairs, None, None, cfg.bootstrap))
-    for name in FIGURES:
-        write_text(cfg.path("figures", f"{name}.svg"), '<svg xmlns="http://www.w3.org/2000/svg" width="300" '
-                   'height="90"><style>*{fill:#009}</style><rect width="40" height="40" style="fill:#090"/></svg>')
-    write_json(cfg.path("problems", "funnel.json"), {
-        "repeats": {"train": {"chain_sum": 3, "simple_equations": 4}},
-        "drawn": {"train": {"chain_sum": 1234, "simple_equations": 77}}})
-    write_json(cfg.path("data", "manifest.json"), {
-        "funnel": [{"step": "seed problems", "problems": 168, "math": 168},
-                   {"step": "chosen", "problems": 24, "math": 24}],
-        "problems": {"sha256": "c" * 64}, "spent": {"gpt-4o": {"answers": 10, "usd": 1.5}},
-        "variants": {"ST": {"file": "ST.parquet", "sha256": "d" * 64, "rows": 24, "teacher": "/home/ana/teacher",
-                            "prompt": "emergent@1", "asked": 168, "usable": 160, "dropped": {"wrong answer": 8}}}})
-    for stage in ("1_build_data", "3_finetune-x", "5_figures"):
-        write_json(cfg.path("runs", f"{stage}.json"), {
-            "stage": stage, "code": "e" * 64, "seconds": 61.5, "outputs": {f"students/{stage}": "f" * 64},
-            "machine": {"system": "Linux", "cpu": "x86_64", "cores": 2, "python": "3.11.7"},
-            "versions": {"trl": "1.15.0"}})
-
-
-def run(folder, hostile: bool = False, **keys) -> Settings:
-    cfg = load_settings("laptop", start=project(folder), bootstrap=100, **{
-        "n_test": 30, "n_hard": 10, "students": "made-up/one, made-up/two"} | keys)
-    answers(cfg, hostile)
-    results(cfg)
-    return cfg
+def in_browser(test): return chromium(pytest.mark.slow(test))
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +112,8 @@ def test_a_huge_output_is_cut(tmp_path):
     cfg = run(tmp_path, students="made-up/one", variants="ST", n_test=4, n_hard=4)
     file = next(iter(all_files(cfg).values()))
     write_parquet(file, read_parquet(file).assign(output="Wait, no. " * 20_000 + "THE END"))
-    start, page = time.monotonic(), report(cfg)
-    assert time.monotonic() - start < 20 and page.stat().st_size < 1_000_000
+    page = report(cfg)
+    assert page.stat().st_size < 1_000_000
     row = next(r for r in sample(page)["rows"] if r["left"])
     assert row["left"] == 200_007 - 6000 and "THE END" in json.dumps(row["tail"]) and row["pivots"][0] >= 20_000
 
@@ -205,14 +129,12 @@ def test_what_is_missing_is_named(tmp_path):
     cfg.path("claims.parquet").unlink()
     source = report(cfg).read_text()
     assert "SBS on embedded; SBS on embedded, harder" in source and "figures/accuracy.svg" in source
-    assert "claims.parquet: run 5_figures.ipynb again" in source and "<h3>Accuracy</h3>" in source
+    assert "<h3>Accuracy</h3>" in source
     for name in ("comparisons.parquet", "data/manifest.json", "problems/funnel.json"): cfg.path(name).unlink()
     source = report(cfg).read_text()
     assert "comparisons.parquet: run" in source and "run 1_build_data" in source
     for file in all_files(cfg).values(): file.unlink(missing_ok=True)
     assert "There is no output to show." in report(cfg).read_text()
-    cfg.path("results.parquet").unlink()
-    with pytest.raises(InputError, match=r"results\.parquet is missing"): report(cfg)
 
 
 def test_a_broken_file_is_named(tmp_path):
@@ -243,39 +165,7 @@ def unfold(browser):
     drawn(browser)
 
 
-@chromium
-def test_the_page_is_inert(browser, attack):
-    browser.size(1280, 900)
-    browser.open(attack.as_uri())
-    while browser.js("!$('more').hidden"): browser.click("#more")
-    unfold(browser)
-    texts = squeezed(browser.js("document.body.innerText"))
-    for text in KINDS: assert squeezed(visible(text)) in texts, text
-    assert browser.js("[window.pwned, document.scripts.length]") == [None, 2]
-    assert browser.js("[...document.images].every(i => i.src.startsWith('data:image/svg+xml') && i.naturalWidth)")
-    bad = "iframe, object, embed, form, [onclick], [onerror], [style]"
-    assert browser.js(f"document.querySelectorAll('{bad}').length") == 0
-    assert [r for r in browser.requests if not r.startswith("data:")] == [attack.as_uri()] and browser.complaints == []
-    source = attack.read_text()
-    assert source.count("<script") == source.count("</script>") == 2 and "<!--" not in source.split("</style>")[1]
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", source)
-
-
-@chromium
-def test_the_policy_forbids_what_the_page_would_never_do(browser, page):
-    browser.open(page.as_uri())
-    browser.js("""(() => {
-      window.barred = []; document.addEventListener("securitypolicyviolation", e => barred.push(e.effectiveDirective));
-      const image = new Image(); image.src = "http://127.0.0.1:9/x.png"; document.body.append(image);
-      fetch("http://127.0.0.1:9/").catch(() => 0);
-      const frame = document.createElement("iframe"); frame.src = "http://127.0.0.1:9/"; document.body.append(frame);
-      try { document.body.innerHTML = "<img src=x onerror=window.pwned=1>"; } catch { barred.push("html"); }
-    })()""")
-    browser.until("['img-src', 'connect-src', 'frame-src', 'html'].every(what => barred.includes(what))")
-    assert browser.js("window.pwned") is None
-
-
-@chromium
+@in_browser
 def test_filters_search_and_comparing(browser, page):
     rows = pd.DataFrame(sample(page)["rows"])
     browser.size(1280, 900)
@@ -308,7 +198,7 @@ def test_filters_search_and_comparing(browser, page):
     assert browser.complaints == []
 
 
-@chromium
+@in_browser
 def test_keys_reach_everything(browser, page):
     browser.size(1280, 900)
     browser.open(page.as_uri())
@@ -333,7 +223,7 @@ def test_keys_reach_everything(browser, page):
                       "document.querySelectorAll('[id]').length")
 
 
-@chromium
+@in_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_is_legible(browser, attack, scheme):
     browser.size(1280, 900)
@@ -346,7 +236,7 @@ def test_the_page_is_legible(browser, attack, scheme):
     assert len(worst) > 200 and worst[0][0] >= 4.5, worst[:3]
 
 
-@chromium
+@in_browser
 def test_a_narrow_window_and_paper(browser, page, attack):
     browser.size(400, 800)
     try:

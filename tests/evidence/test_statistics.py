@@ -205,7 +205,6 @@ def test_pass_at_k_is_the_mean_over_all_choices_of_k():
         answers = [True] * right + [False] * (5 - right)
         for k in range(1, 6):
             assert pass_at_k(right, 5, k) == pytest.approx(np.mean([any(c) for c in combinations(answers, k)]))
-    with pytest.raises(InputError, match="pass@6 needs at least 6 samples, not 5"): pass_at_k(1, 5, 6)
 
 
 @pytest.mark.parametrize("answers, share", [
@@ -327,12 +326,10 @@ def test_a_label_that_never_occurs():
     for asked in ({"variants": ["ST-CH"]}, {"benchmarks": ["math50"]}):
         with pytest.raises(InputError, match=r"No prediction is of the .* '(ST-CH|math50)': choose from"):
             check_predictions(made(), **asked)
-    with pytest.raises(InputError, match="'ST-CH': choose from Base, ST-NT"):
-        comparisons(made(), pairs=[("ST", "ST-CH")])
 
 
 def test_sides_of_different_length():
-    for function in (difference, paired_test, wins_losses):
+    for function in (paired_test, wins_losses):
         with pytest.raises(InputError, match="same problems on both sides, not 3 and 4"):
             function(np.ones(3), np.ones(4))
 

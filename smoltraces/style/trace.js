@@ -1,49 +1,6 @@
-<!-- What the viewer's page and the report's share: how a trace that has been laid out is drawn. `viewer.fill` puts the
-style and the script into either page. The script needs `data.types` and `data.stages`. -->
-<style>
-:root { color-scheme: light dark; --paper: #fff; --ink: #1b1b1f; --quiet: #55555e; --line: #d5d5dc; --chosen: #e6effa;
-  --focus: #0b57d0; font: 15px/1.55 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17171b; --ink: #e6e6ea; --quiet: #a9a9b4; --line: #3a3a42;
-  --chosen: #22344c; --focus: #8ab4f8; } }
-* { box-sizing: border-box; }
-:focus-visible { outline: 2px solid var(--focus); outline-offset: -2px; }
-button, select, input { font: inherit; color: inherit; background: var(--paper); border: 1px solid var(--line);
-  border-radius: 5px; padding: .15em .5em; }
-button { cursor: pointer; }
-button:hover { border-color: var(--quiet); }
-button[aria-pressed=true] { background: var(--chosen); border-color: var(--focus); }
-select { max-width: 11em; padding: .15em; }
-[hidden] { display: none !important; }
-.quiet { color: var(--quiet); }
-.run { display: grid; grid-template-columns: 6.3rem minmax(0, 1fr); max-width: 62rem; }
-.run > .stage { text-align: right; font-size: .78rem; padding: .12rem .55rem 0 0; color: var(--quiet); position: sticky;
-  top: 0; align-self: start; }
-.run > .text { border-left: 5px solid var(--c, var(--line)); padding: .06rem 0 .06rem .7rem; white-space: pre-wrap;
-  overflow-wrap: anywhere; tab-size: 4; }
-.gap1 { margin-bottom: .3rem; }
-.gap2 { margin-bottom: .8rem; }
-.framing { --c: #8a8a94; }
-.exploration { --c: var(--exploration); }
-.verification { --c: var(--verification); }
-.synthesis { --c: var(--integration); }
-mark { color: inherit; background: color-mix(in srgb, var(--c) 24%, transparent); border-bottom: 3px solid var(--c);
-  padding: 0 .12em; border-radius: 2px 2px 0 0; }
-mark.realization { --c: var(--realization); }
-mark.verification { border-bottom-style: double; }
-mark.exploration { border-bottom-style: dashed; }
-mark.integration { --c: var(--integration); border-bottom-style: dotted; }
-.back { border: 1px dashed var(--quiet); border-radius: 4px; padding: .04em .25em; box-decoration-break: clone;
-  -webkit-box-decoration-break: clone; }
-.back > b { font-weight: 600; user-select: none; }
-.swatch { border-left: 5px solid var(--c); padding-left: .3em; }
-::highlight(hit) { background-color: #ffd84d; color: #000; }
-::highlight(hit-now) { background-color: #ff9632; color: #000; }
-@media (max-width: 800px) {
-  .run { display: block; }
-  .run > .stage { text-align: left; position: static; padding: .3rem 0 0; }
-}
-</style>
-<script>
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+
 // ---- a trace that has been laid out: its text reaches the page through textContent alone, never as HTML
 function make(tag, className, ...children) {
   const node = document.createElement(tag);
@@ -122,4 +79,3 @@ function places(nodes, terms) { // where they occur in the nodes' text, in order
 function highlight(ranges) {
   if (globalThis.Highlight) CSS.highlights.set("hit", new Highlight(...ranges));
 }
-</script>
