@@ -86,8 +86,6 @@ def reproduce(
     max_failures: Annotated[int, typer.Option(min=0, help="Start nothing more after so many failures; 0: go on.")] = 0,
     engine: Annotated[str, typer.Option(help="local, or ray.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; else RAY_ADDRESS, or this machine.")] = None,
-    artefacts: Annotated[str, typer.Option(metavar="URL", help="With --engine ray, where machines do not share `out`: "
-                                           "a store that all reach, s3://… or any other of fsspec's.")] = "",
     set_: Set = None,
 ):
     "Run the paper's experiments; what is done already is skipped, what fails stops nothing else."
@@ -97,12 +95,10 @@ def reproduce(
     overrides = _asked(set_, students=students, variants=variants, seeds=seeds, benchmarks=benchmarks)
     cfg = load_settings(profile, **overrides)
     if dry_run:
-        from smoltraces.running.artefacts import Artefacts
         from smoltraces.running.status import preview
         from smoltraces.running.status import show_preview as show
-        return show(preview(cfg, only, Artefacts(cfg, artefacts) if artefacts else None), as_json)
-    start, how = time.time(), dict(only=only, max_failures=max_failures, engine=engine, address=address,
-                                   artefacts=artefacts)
+        return show(preview(cfg, only), as_json)
+    start, how = time.time(), dict(only=only, max_failures=max_failures, engine=engine, address=address)
     try: ran = _agreed(reproduce, cfg, how, overrides)
     except KeyboardInterrupt:
         print("smoltraces: stopped; the same command goes on with what is left.", file=sys.stderr, flush=True)
@@ -132,13 +128,12 @@ def status(
     variants: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
     seeds: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
     benchmarks: Annotated[str | None, typer.Option(help="As in reproduce.")] = None,
-    artefacts: Annotated[str, typer.Option(metavar="URL", help="As in reproduce.")] = "",
     set_: Set = None,
 ):
     "Show what runs, what is done, what failed, and how long the rest will take."
     from smoltraces.running.status import show
     asked = _asked(set_, students=students, variants=variants, seeds=seeds, benchmarks=benchmarks)
-    try: show(load_settings(profile, **asked), as_json, watch, artefacts)
+    try: show(load_settings(profile, **asked), as_json, watch)
     except KeyboardInterrupt: raise typer.Exit(130) from None
 
 

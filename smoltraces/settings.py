@@ -169,7 +169,6 @@ class Settings(BaseModel):
     # machine
     threads: int = Field(ge=0, description="CPU threads of a stage (0: all); part of what makes a result repeatable")
     jobs: int = Field(ge=0, description="stages that run at a time (0: as many as cores, memory and GPUs allow)")
-    warm: bool = Field(description="start kernels that have imported what they need; nothing else is shared by them")
     time_limit: float = Field(ge=0, description="minutes that one stage may take before it is stopped (0: no limit)")
 
     _root: Path = PrivateAttr(default=Path("."))
