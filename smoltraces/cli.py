@@ -197,7 +197,8 @@ def style(
         return typer.echo(f"{out}: the measures of each trace; read them with pandas.read_parquet.")
     import pandas as pd
     means = [summary(measure_corpus(file, None, field, engine, None, more, lambda n: None)) for file in files]
-    print(pd.concat(means, axis=1, keys=[file.name for file in files]).rename_axis(columns="mean per trace").to_string())
+    table = pd.concat(means, axis=1, keys=[file.name for file in files])
+    print(table.rename_axis(columns="mean per trace").to_string())
 
 
 def _print_json(files, field, tokenizer, more):
