@@ -67,7 +67,7 @@ def attempt(
     except InputError as e: code, kind, why = 2, "InputError", str(e)
     except OSError as e: # the disk takes not even a lock
         code, kind, why = 1, type(e).__name__, why_not(e, record_path(cfg, stage)) or f"{type(e).__name__}: {e}"
-    raise StageError(scrub(f"{stage} cannot run: {why}", cfg._root), code, kind, scrub(why, cfg._root))
+    raise StageError(scrub(f"{stage} cannot run: {why}", cfg.root), code, kind, scrub(why, cfg.root))
 
 # %% ../../nbs/running/74_run.ipynb #70e59ca4
 class Need(NamedTuple):
@@ -230,7 +230,7 @@ def work(
     kernel, end = Kernel(), threading.Event()
     threading.Thread(target=_watch_stop_flag, args=(kernel, end), daemon=True).start()
     try:
-        load_env(cfg._root / ".env") # as its kernels do, so that what is in there is kept out of logs
+        load_env(cfg.root / ".env") # as its kernels do, so that what is in there is kept out of logs
         return attempt(cfg, stage, overrides, kernel=kernel, source={**source, "machine": hardware()})
     except StageError as e: return e
     except InputError as e: return StageError(f"{stage} cannot run: {e}", 2, "InputError", str(e))
@@ -310,7 +310,7 @@ class RayTasks:
             kind, why = type(e.cause).__name__, f"{type(e.cause).__name__} on its worker: {e.cause}"
         except self.ray.exceptions.RayError as e:
             kind, why = "WorkerLost", f"its worker was lost {RETRIES + 1} times ({type(e).__name__})."
-        return StageError(scrub(f"{stage} failed: {why}", self.cfg._root), 1, kind, scrub(why, self.cfg._root))
+        return StageError(scrub(f"{stage} failed: {why}", self.cfg.root), 1, kind, scrub(why, self.cfg.root))
 
     def running(self) -> list[Stage]: return list(self.tasks.values())
 
@@ -469,7 +469,7 @@ class Run:
 
     def _fail(self, stage: Stage, error: BaseException):
         if not isinstance(error, StageError):
-            kind, why = type(error).__name__, scrub(f"{type(error).__name__}: {error}", self.cfg._root)
+            kind, why = type(error).__name__, scrub(f"{type(error).__name__}: {error}", self.cfg.root)
             error = StageError(f"{stage} failed: {why}", 1, kind, why)
         if error.kind == STOPPED: return self.progress.end(stage, "stopped; it goes on where it was")
         self.failures[stage.name] = error
@@ -523,10 +523,11 @@ def _write_manifest(cfg: Settings, run: Run, began: str, seconds: float):
     from smoltraces.evidence.publish import without_paths
     done = {s.name: sha256(record_path(cfg, s)) for s in run.stages if record_path(cfg, s).is_file()}
     results = ("results.parquet", "comparisons.parquet", "claims.parquet", "report.html")
-    settings = {k: without_paths(scrub(v, cfg._root)) if isinstance(v, str) else v
+    settings = {k: without_paths(scrub(v, cfg.root)) if isinstance(v, str) else v
                 for k, v in cfg.model_dump(mode="json").items()}
     write_json(cfg.path("manifest.json"), {
-        "profile": cfg.profile, **run.executor.source, "settings": settings, "own_settings": cfg._own, "began": began,
+        "profile": cfg.profile, **run.executor.source, "settings": settings, "own_settings": cfg.sections,
+        "began": began,
         "seconds": round(seconds, 1), "ran": run.n_ran, "failed": {n: e.why for n, e in run.failures.items()},
         "cost_usd": round(sum(r.get("cost_usd") or 0 for r in run.record_of.values()), 6), "stages": done,
         "results": {name: sha256(cfg.path(name)) for name in results if cfg.path(name).is_file()}})

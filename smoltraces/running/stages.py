@@ -260,7 +260,7 @@ def notebook_of(
     stage: Stage,
 ) -> Path: # Raises InputError where it is missing
     "The notebook that a stage executes"
-    return _notebook(cfg._root, stage.notebook)
+    return _notebook(cfg.root, stage.notebook)
 
 
 @lru_cache
@@ -276,7 +276,7 @@ def input_path(
 ) -> Path:
     "Where an input lies"
     own = name.partition("@")[2] if name in cfg.benchmarks else ""
-    return cfg._root / Path(own).expanduser() if own else cfg.path(name)
+    return cfg.root / Path(own).expanduser() if own else cfg.path(name)
 
 # %% ../../nbs/running/71_stages.ipynb #7eadc76a
 class Hashes:
