@@ -345,30 +345,24 @@ class Progress:
         self.store = cfg.path().parent / cfg.store
         self.starts: dict[str, float] = {} # by stage, monotonic
         self.left = {stage.name for stage in stages}
-        self.measured, self.expected = 0.0, 0.0 # seconds of those that ran, and as they had been estimated
         self.bar = Progress(TextColumn("{task.fields[running]}"), BarColumn(bar_width=20),
                             TextColumn("{task.completed}/{task.total} stages"), TimeElapsedColumn(),
                             TextColumn("{task.fields[left]}"), console=Console(stderr=True))
         self.task = self.bar.add_task("", total=len(stages), running="starting", left="")
 
     def remaining(self) -> float | None: # Seconds; None where one that is left was never measured
-        "Time until the end, by this machine's speed in what has ended"
+        "Time until the end"
         if any(self.estimate[name] is None for name in self.left): return None
-        scale = self.measured / self.expected if self.expected else 1
-        spent = sum(min((time.monotonic() - start) / scale, 0.95 * self.estimate[name])
-                    for name, start in self.starts.items())
-        return max(sum(self.estimate[name] for name in self.left) - spent, 0) * scale / self.side_by_side
+        spent = sum(min(time.monotonic() - start, 0.95 * self.estimate[name]) for name, start in self.starts.items())
+        return (sum(self.estimate[name] for name in self.left) - spent) / self.side_by_side
 
     def say(self, message: str): self.bar.console.print(message, highlight=False, markup=False)
 
     def begin(self, stage: Stage): self.starts[stage.name] = time.monotonic()
 
     def end(self, stage: Stage, message: str = ""):
-        start, estimate = self.starts.pop(stage.name, None), self.estimate[stage.name]
+        self.starts.pop(stage.name, None)
         self.left.discard(stage.name)
-        if start and message and estimate:
-            self.measured += time.monotonic() - start
-            self.expected += estimate
         self.bar.update(self.task, advance=1)
         if message: self.say(f"{stage}: {message}")
 
