@@ -15,7 +15,7 @@ SECRET = "sk-planted-0123456789abcdef"
 
 def pytest_collection_modifyitems(items):
     "Files that take minutes come first, so that no process is left alone with one at the end"
-    first = ("training", "reproduce", "runs", "cluster", "notebooks", "bad_input", "build", "first_hour", "warm")
+    first = ("training", "reproduce", "runs", "cluster", "notebooks", "bad_input", "build", "first_hour")
     order = {f"test_{name}.py": k for k, name in enumerate(first)}
     items.sort(key=lambda item: order.get(item.path.name, len(order)))
 
