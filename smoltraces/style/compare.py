@@ -124,7 +124,7 @@ def _distance_interval(distance: float, samples: np.ndarray, noise: np.ndarray, 
     low, high = np.sqrt(np.maximum(0, _percentiles(samples**2, level) - 2 * np.nanmean(noise**2)))
     return min(low, distance), max(high, distance)
 
-
+# %% ../../nbs/style/22_compare.ipynb #5b0c7610
 def _draws(n: int, times: int, rng: np.random.Generator) -> np.ndarray: # n × times
     "How often each of `n` units is drawn, with repetition, in each resample"
     cells = rng.integers(0, n, (n, times)) * times + np.arange(times)
@@ -305,7 +305,7 @@ class Probe:
         lines += [f"| `{f}` | {w:+.2f} | {self.names[int(w < 0)]} |" for f, w in self.weights[:8].items()]
         return "\n".join(lines if len(self.weights) else lines[:1]) + (f"\n\n{self.note}" if self.note else "")
 
-
+# %% ../../nbs/style/22_compare.ipynb #5b0c7612
 def _deal(groups: np.ndarray, is_a: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
     "A fold for each row, whole groups to a fold, both sides spread evenly; raises InputError below 2 groups a side"
     n = groups.max() + 1
@@ -329,7 +329,7 @@ def _within_folds(score, is_a, fold, weights: np.ndarray) -> np.ndarray: # 2 × 
         folds.append([(1 + delta) / 2, pairs])
     return np.array(folds).swapaxes(0, 1)
 
-
+# %% ../../nbs/style/22_compare.ipynb #5b0c7614
 def _varied(x: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
     "The features that differ between traces, and a note on those that do not or that lack values"
     flat = [f for f in x if x[f].nunique() < 2]
@@ -374,7 +374,7 @@ def probe(
     return Probe(float(auc[0]), low, high, tuple(aucs[:, 0].tolist()), weights, scores, (len(a.frame), len(b.frame)),
                  names, note)
 
-
+# %% ../../nbs/style/22_compare.ipynb #5b0c7616
 def _out_of_fold(x: pd.DataFrame, is_a: np.ndarray, fold: np.ndarray, model) -> tuple[np.ndarray, pd.Series]:
     "Each row's chance of being a, from a classifier that did not see its fold, and the classifiers' mean weights"
     from sklearn.base import clone

@@ -66,7 +66,7 @@ def _merge(into: dict, more: dict, path: str, at: str = "") -> None:
             into[key] = [*into.get(key, []), *(v for v in value if v not in into.get(key, []))]
         else: into[key] = value
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c7602
 @functools.cache
 def lexicon(
     *files: str | Path, # More lexicons, TOML like `lexicon.toml`: their phrases are added, their weights replace
@@ -226,7 +226,7 @@ def _buffer(texts) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     offsets = np.concatenate([[0], np.cumsum([len(d) for d in data], dtype=np.int64)])
     return np.frombuffer(b"".join(data), np.uint8), offsets, notes
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c7604
 def measure_texts(
     texts: Iterable, # str; null, bytes and others are measured as far as they go, and say why in `note`
     lex: Lexicon | None = None,
@@ -271,7 +271,7 @@ def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a s
         "repetition": measures.repetition,
         "style_score": np.where(n_words > 0, score.round(_DECIMALS), np.nan)})
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c7606
 def _tokens(texts: list[str], tokenizer) -> list[int]:
     if isinstance(tokenizer, (str, Path)):
         from transformers import AutoTokenizer
@@ -352,7 +352,7 @@ def file_batches(
     elif path.suffix in (".txt", ".md"): yield [path.stem], [path.read_bytes()]
     else: raise InputError(f"{path} is neither .jsonl, .parquet nor .txt: give one of these.")
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c7608
 def files_of(
     path: str | Path, # A file, or a folder of Parquet or JSONL files
 ) -> list[Path]: # In order of their names
@@ -365,7 +365,7 @@ def files_of(
     if not path.exists(): raise InputError(f"There is no file {path}: check the name.")
     return [path]
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c760a
 def _listed(column) -> list: return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
 
 
@@ -391,7 +391,7 @@ def batches(
             yield [row.get("id") for row in rows], [row[field] for row in rows]
         elif rows: yield [None] * len(rows), rows
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c760c
 def with_ids(
     rows: pd.DataFrame,
     ids: list,
@@ -477,7 +477,7 @@ def transitions(
         for a, b in zip(path, path[1:], strict=False): counts.loc[INITIALS[a], INITIALS[b]] += 1
     return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
-
+# %% ../../nbs/style/21_measure.ipynb #5b0c760e
 _think = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.S)
 
 

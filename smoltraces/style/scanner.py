@@ -750,7 +750,7 @@ class Measures(NamedTuple):
     stages: np.ndarray # Texts × stages: the share of sentences
     groups: np.ndarray # Texts × groups: how often each occurs
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7218
 @_jit
 def _counts(d, doc, n, lex, room, out):
     "Fill the d-th text's counts of words, sentences, pivots and other groups"
@@ -803,7 +803,7 @@ def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
         path_ends[d] = written
         if full: _variety(d, n.prose, room.prose, room.sentences.back, out)
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7219
 def scan(
     data: np.ndarray, # The texts as UTF-8, one after another, as bytes
     offsets: np.ndarray, # Where each begins, and where the last ends
