@@ -493,19 +493,13 @@ def _stopped(lex, entry, word, flag):
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7211
 @_jit
-def _number(lex, n, words):
-    "Fill the number of each word in the lexicon"
-    numbers, hashes, unknown = words.number, words.hash, len(lex.hashes) - 1
-    for i in range(n):
-        word = lex.slots[hashes[i] * lex.seed >> lex.shift]
-        numbers[i] = word if lex.hashes[word] == hashes[i] else unknown
-
-
-@_jit
 def _match(doc, lex, n, words, sentences, pivots, counts):
-    "Fill the pivots, the groups seen in each sentence and how often each group is seen; how many pivots there are"
-    _, w_end, _, w_sentence, w_flag, w_number = words
+    "Fill the words' numbers, the pivots, the groups in each sentence and their counts; how many pivots there are"
+    _, w_end, w_hash, w_sentence, w_flag, w_number = words
     cues, unknown = sentences.cues, len(lex.hashes) - 1
+    for i in range(n):
+        word = lex.slots[w_hash[i] * lex.seed >> lex.shift]
+        w_number[i] = word if lex.hashes[word] == w_hash[i] else unknown
     counts[:] = 0
     if n: cues[:w_sentence[n - 1] + 1] = 0
     n_pivots, free, led, led_clause, led_paragraph = 0, 0, -1, -1, -1
@@ -692,7 +686,6 @@ def _read(doc, tables, lex, room):
     "Words, sentences, pivots, stages and backtracks of one text, into its room; and its prose apart"
     words, sentences = room.words, room.sentences
     n, blanks, n_sentences = _words(doc, tables, lex.abbreviations, words, sentences, room.quotes)
-    _number(lex, n, words)
     n_pivots = _match(doc, lex, n, words, sentences, room.pivots, room.groups)
     n_prose = _prose(lex, n, n_sentences, words, sentences.paragraph, room.prose)
     _stages(lex, n_sentences, sentences)
@@ -752,41 +745,18 @@ class Measures(NamedTuple):
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7218
 @_jit
-def _counts(d, doc, n, lex, room, out):
-    "Fill the d-th text's counts of words, sentences, pivots and other groups"
-    out.n_words[d], out.n_sentences[d], out.n_prose[d] = n.blanks, n.sentences, n.prose
-    position = 0.0
-    for p in range(n.pivots):
-        position += room.words.start[room.pivots.word[p]] / len(doc)
-        out.groups[d, lex.group[room.pivots.entry[p]]] += 1
-    out.pivot_position[d] = position / n.pivots if n.pivots else np.nan
-    for g in range(lex.pivots, out.groups.shape[1]): out.groups[d, g] = room.groups[g]
-
-
-@_jit
-def _flow(d, n, sentences, out, paths, written):
-    "Fill the d-th text's backtracks and stages, and go on with `paths` from `written`; where its path ends"
-    stages = out.stages[d]
+def _flow(n, s_stage, s_back, shares, paths, written):
+    "Fill the shares of the stages, and go on with `paths` from `written`; how many backtracks, and where the path ends"
+    backtracks = 0
     for s in range(n):
-        stage = sentences.stage[s]
-        out.backtracks[d] += sentences.back[s] and not (s and sentences.back[s - 1]) # neighbours are one section
-        stages[stage] += 1
-        if s == 0 or stage != sentences.stage[s - 1]:
+        stage = s_stage[s]
+        backtracks += s_back[s] and not (s and s_back[s - 1]) # neighbours are one section
+        shares[stage] += 1
+        if s == 0 or stage != s_stage[s - 1]:
             paths[written] = stage
             written += 1
-    for k in range(len(stages)): stages[k] = stages[k] / n if n else np.nan
-    return written
-
-
-@_jit
-def _variety(d, n, prose, back, out):
-    "Fill the d-th text's measures of variety"
-    _last_seen(n, prose.hash, prose)
-    out.backtrack_reach[d] = _reach(n, prose, back)
-    out.coherence[d] = _coherence(n, prose)
-    out.mattr[d] = _mattr(n, prose.seen)
-    out.mtld[d] = _mtld(n, prose)
-    out.repetition[d] = _repetition(n, prose)
+    for k in range(len(shares)): shares[k] = shares[k] / n if n else np.nan
+    return backtracks, written
 
 
 @_jit
@@ -798,10 +768,24 @@ def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
     for d in range(len(offsets) - 1):
         doc = data[offsets[d]:offsets[d + 1]]
         n = _read(doc, tables, lex, room)
-        _counts(d, doc, n, lex, room, out)
-        written = _flow(d, n.sentences, room.sentences, out, paths, written)
+        out.n_words[d], out.n_sentences[d], out.n_prose[d] = n.blanks, n.sentences, n.prose
+        position = 0.0
+        for p in range(n.pivots):
+            position += room.words.start[room.pivots.word[p]] / len(doc)
+            out.groups[d, lex.group[room.pivots.entry[p]]] += 1
+        out.pivot_position[d] = position / n.pivots if n.pivots else np.nan
+        for g in range(lex.pivots, out.groups.shape[1]): out.groups[d, g] = room.groups[g]
+        out.backtracks[d], written = _flow(n.sentences, room.sentences.stage, room.sentences.back, out.stages[d], paths,
+                                           written)
         path_ends[d] = written
-        if full: _variety(d, n.prose, room.prose, room.sentences.back, out)
+        if not full: continue
+        prose = room.prose
+        _last_seen(n.prose, prose.hash, prose)
+        out.backtrack_reach[d] = _reach(n.prose, prose, room.sentences.back)
+        out.coherence[d] = _coherence(n.prose, prose)
+        out.mattr[d] = _mattr(n.prose, prose.seen)
+        out.mtld[d] = _mtld(n.prose, prose)
+        out.repetition[d] = _repetition(n.prose, prose)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7219
 def scan(
