@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', 'APOSTROPHE', 'CLOSER', 'OPENER', 'HYPHEN',
-           'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'PLACES', 'COLUMNS', 'characters',
-           'Compiled', 'words', 'Entry', 'compile_lexicon', 'scan', 'Reading', 'read']
+           'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'PLACES', 'characters', 'Spans',
+           'Words', 'Sentences', 'Compiled', 'Pivots', 'Prose', 'Room', 'words', 'Entry', 'compile_lexicon', 'Sizes',
+           'Sentence', 'Reading', 'read', 'Measures', 'scan']
 
 # %% ../../nbs/style/20_scanner.ipynb #dbae15d1
 import functools
@@ -95,7 +96,7 @@ def _closes(doc, i, mark):
     while j < n and (doc[j] == 32 or doc[j] == 9): j += 1
     return j < n and (doc[j] == 10 or doc[j] == 13)
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7202
 @_jit
 def _next(doc, i, mark, ahead):
     "The first closing `mark` at or after byte i, else the end; `ahead` remembers the answer for each mark"
@@ -129,22 +130,28 @@ def _quoted_until(doc, i, ahead):
     within = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
     return i if closed >= n or closed > within else closed + _width[mark]
 
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7204
+class Spans(NamedTuple):
+    "Parts of a text, in order"
+    start: np.ndarray # Byte, int32
+    end: np.ndarray
+
 
 _opens = np.array([c in b"`>$\\\"\xe2" for c in range(256)])
 
 
 @_jit
-def _quotes(doc, q_start, q_end):
+def _quotes(doc, spans):
     "Fill where code, mathematics and quotations begin and end; how many there are"
     ahead = np.full(11, -1, np.int64)
-    i, found = 0, 0
+    i, n = 0, 0
     while i < len(doc):
         end = _quoted_until(doc, i, ahead) if _opens[doc[i]] else i
         if end > i:
-            q_start[found], q_end[found] = i, end
-            found += 1
+            spans.start[n], spans.end[n] = i, end
+            n += 1
         i = max(end, i + 1)
-    return found
+    return n
 
 # %% ../../nbs/style/20_scanner.ipynb #5edbae77
 START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH = 1, 2, 4, 8, 16, 32
@@ -152,6 +159,26 @@ _offset, _prime = np.uint64(14695981039346656037), np.uint64(1099511628211) # of
 _29, _32 = np.uint64(29), np.uint64(32)
 
 
+class Words(NamedTuple):
+    "The words of a text, in order"
+    start: np.ndarray    # Byte, int32
+    end: np.ndarray
+    hash: np.ndarray     # Of its lower case, uint64
+    sentence: np.ndarray # Its number
+    flag: np.ndarray     # What stands before it
+    number: np.ndarray   # In the lexicon
+
+
+class Sentences(NamedTuple):
+    "The sentences of a text, in order"
+    start: np.ndarray     # Byte, int32
+    end: np.ndarray
+    cues: np.ndarray      # The groups of the lexicon that occur in it, as bits
+    paragraph: np.ndarray # Whether a paragraph begins with it
+    stage: np.ndarray
+    back: np.ndarray      # Whether it backtracks
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7206
 @_jit
 def _goes_on(doc, j, first, kinds, lower):
     "The lower case and the size of the character at byte j, not ASCII, if a word goes on with it; else 0 and 0"
@@ -163,7 +190,7 @@ def _goes_on(doc, j, first, kinds, lower):
     elif k != WORD and (k != IDEOGRAPH or j > first): return np.uint64(0), 0
     return np.uint64(lower[c] if c < 65536 else c), size
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7208
 @_jit
 def _stop_end(doc, i, size, kinds):
     "Where the stop at byte i ends, closing marks included, if it can end a sentence; else -1"
@@ -177,11 +204,22 @@ def _stop_end(doc, i, size, kinds):
 
 
 @_jit
-def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end, q_start, q_end):
-    "Fill the arrays of words and sentences; how many words, words by blank space, and sentences there are"
+def _shortened(doc, i, start, h, abbreviations):
+    "Whether the point at byte i is of the word before it, which begins at `start`: of an initial or an abbreviation"
+    if i - start == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73: return True # J. Doe, but not I.
+    for a in abbreviations:
+        if h == a: return True
+    return False
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c720a
+@_jit
+def _words(doc, tables, abbreviations, words, sentences, quotes):
+    "Fill the words and sentences; how many words, words by blank space, and sentences there are"
     kinds, lower, ascii_word = tables
-    n, quotes, quote, quoted = len(doc), _quotes(doc, q_start, q_end), 0, False
-    i = words = blanks = sents = lines = line_start = 0
+    w_start, w_end, w_hash, w_sentence, w_flag, _ = words # names of their own: a field is looked up at each use
+    s_start, s_end, q_start, q_end = sentences.start, sentences.end, quotes.start, quotes.end
+    n, n_quotes, quote = len(doc), _quotes(doc, quotes), 0
+    i = n_words = blanks = n_sentences = lines = line_start = 0
     flags = START | AFTER_COMMA | PARAGRAPH
     in_sentence, spaced, joined = False, True, False
     while i < n:
@@ -190,8 +228,8 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             spaced, joined = True, False
             i += 1
             continue
-        while quote < quotes and i >= q_end[quote]: quote += 1
-        quoted = quote < quotes and i >= q_start[quote]
+        while quote < n_quotes and i >= q_end[quote]: quote += 1
+        quoted = quote < n_quotes and i >= q_start[quote]
         if c < 128: k = kinds[c]
         else:
             c, size = _char(doc, i)
@@ -201,8 +239,8 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             if k == NEWLINE and not quoted:
                 lines += not (c == 13 and i + 1 < n and doc[i + 1] == 10)
                 flags |= START | AFTER_COMMA | (PARAGRAPH if lines > 1 else 0)
-                line_start = words
-                sents += in_sentence
+                line_start = n_words
+                n_sentences += in_sentence
                 in_sentence = False
             i += size
             continue
@@ -235,36 +273,31 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             h ^= h >> _29
             if not in_sentence:
                 in_sentence = True
-                s_start[sents] = i
-            w_start[words], w_end[words], w_hash[words], w_sent[words] = i, j, h, sents
-            w_flag[words] = (flags | (QUOTED if quoted else 0) | (NUMBER if 48 <= doc[i] <= 57 else 0)
-                             | (HYPHENATED if joined else 0))
-            s_end[sents] = j
-            words += 1
+                s_start[n_sentences] = i
+            w_start[n_words], w_end[n_words], w_hash[n_words], w_sentence[n_words] = i, j, h, n_sentences
+            w_flag[n_words] = (flags | (QUOTED if quoted else 0) | (NUMBER if 48 <= doc[i] <= 57 else 0)
+                               | (HYPHENATED if joined else 0))
+            s_end[n_sentences] = j
+            n_words += 1
             flags = lines = 0
             joined = False
             i = j
             continue
-        joined = k == HYPHEN and words > 0 and w_end[words - 1] == i
+        last = n_words - 1
+        joined = k == HYPHEN and n_words > 0 and w_end[last] == i
         if not quoted:
             if k == STOP:
                 j = _stop_end(doc, i, size, kinds)
                 if j >= 0:
-                    last = words - 1
-                    ends = True
-                    if c == 46 and in_sentence and w_end[last] == i:
-                        if last == line_start and w_flag[last] & NUMBER: # "1." opens a list item
-                            flags |= START | AFTER_COMMA
-                            ends = False
-                        elif i - w_start[last] == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73: # J. Doe
-                            ends = False
-                        for a in abbreviations: ends = ends and w_hash[last] != a
-                    if ends:
-                        flags |= START | AFTER_COMMA
-                        if in_sentence:
-                            s_end[sents] = j
-                            sents += 1
-                            in_sentence = False
+                    after_word = c == 46 and in_sentence and w_end[last] == i
+                    item = after_word and last == line_start and w_flag[last] & NUMBER != 0 # "1." opens a list item
+                    ends = not item and not (after_word
+                                             and _shortened(doc, i, w_start[last], w_hash[last], abbreviations))
+                    if item or ends: flags |= START | AFTER_COMMA
+                    if ends and in_sentence:
+                        s_end[n_sentences] = j
+                        n_sentences += 1
+                        in_sentence = False
                     i = j
                     continue
             elif k == CLAUSE:
@@ -272,7 +305,7 @@ def _words(doc, tables, abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s
             elif k == OPENER: flags |= START | AFTER_COMMA
             elif k == HYPHEN and not joined: flags |= AFTER_COMMA
         i += size
-    return words, blanks, sents + in_sentence
+    return n_words, blanks, n_sentences + in_sentence
 
 # %% ../../nbs/style/20_scanner.ipynb #7aafe700
 PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
@@ -302,15 +335,67 @@ class Compiled(NamedTuple):
     weights: np.ndarray      # group -> what it adds to a sentence's backtracking score
     bias: float
 
+# %% ../../nbs/style/20_scanner.ipynb #5b0c720c
+class Pivots(NamedTuple):
+    "The pivots of a text, in order"
+    word: np.ndarray  # Its first word
+    last: np.ndarray  # Its last
+    entry: np.ndarray # Of the lexicon
+
+
+class Prose(NamedTuple):
+    "The words of a text that are the writer's own, in order, and what their variety is measured with"
+    hash: np.ndarray
+    sentence: np.ndarray
+    content: np.ndarray  # Whether the word carries content
+    seen: np.ndarray     # Where the same word stood last, or -1
+    mirrored: np.ndarray # The same for the text read backwards
+    grams: np.ndarray    # The hash of each four words
+    keys: np.ndarray     # Hash table: hash -> place
+    places: np.ndarray
+
+
+class Room(NamedTuple):
+    "All that is read of a text"
+    quotes: Spans
+    words: Words
+    sentences: Sentences
+    pivots: Pivots
+    prose: Prose
+    groups: np.ndarray # How often each group of the lexicon occurs
+
+
+@_jit
+def _room(size, groups):
+    "Room for a text of so many bytes"
+    n = size // 2 + 2 # at most so many words, and so many sentences
+    slots = 64
+    while slots < 2 * n: slots *= 2
+    def ints(): return np.empty(n, np.int32)
+    def hashes(): return np.empty(n, np.uint64)
+    def bits(): return np.empty(n, np.uint8)
+    return Room(Spans(ints(), ints()), Words(ints(), ints(), hashes(), ints(), bits(), ints()),
+                Sentences(ints(), ints(), hashes(), bits(), bits(), bits()), Pivots(ints(), ints(), ints()),
+                Prose(hashes(), ints(), np.empty(n, np.bool_), ints(), ints(), hashes(), np.empty(slots, np.uint64),
+                      np.empty(slots, np.int32)), np.zeros(groups, np.int64))
+
 
 def words(
     text: str,
 ) -> list[tuple[int, int, int]]: # Byte offsets and hash of each word
     "The words of a text, as the reader cuts them"
     doc = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    arrays = _word_arrays(len(doc))
-    n, _, _ = _words(doc, characters(), np.zeros(0, np.uint64), *arrays[:5], *arrays[6:8], *arrays[12:14])
-    return [(int(a), int(z), int(h)) for a, z, h in zip(*(x[:n] for x in arrays[:3]), strict=True)]
+    room = _room(len(doc), 0)
+    n, _, _ = _words(doc, characters(), np.zeros(0, np.uint64), room.words, room.sentences, room.quotes)
+    return list(zip(*(x[:n].tolist() for x in room.words[:3]), strict=True))
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c720f
+class Entry(NamedTuple):
+    "A phrase in one group"
+    phrase: str
+    group: int
+    place: str = "anywhere"
+    unless: tuple[str, ...] = () # words that must not follow; "#" is any number
 
 
 def _hash_table(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -325,6 +410,7 @@ def _hash_table(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _slots(hashes: np.ndarray, bits: int = 15) -> tuple[np.ndarray, np.uint64, np.uint64]:
+    "A table of words without collisions, its seed and its shift"
     rng, shift = np.random.default_rng(0), np.uint64(64 - bits)
     while True:
         seed = rng.integers(1 << 63, dtype=np.uint64) | np.uint64(1)
@@ -335,14 +421,21 @@ def _slots(hashes: np.ndarray, bits: int = 15) -> tuple[np.ndarray, np.uint64, n
     return slots, seed, shift
 
 
-class Entry(NamedTuple):
-    "A phrase in one group"
-    phrase: str
-    group: int
-    place: str = "anywhere"
-    unless: tuple[str, ...] = () # words that must not follow; "#" is any number
+def _trie(entries: list[Entry], numbers) -> tuple[list[dict[int, int]], list[list[Entry]]]:
+    "For each node, its children by word, and the entries whose phrase ends there"
+    trie, at_node = [{}], [[]]
+    for entry in entries:
+        node = 0
+        for word in numbers(entry.phrase):
+            if word not in trie[node]:
+                trie[node][word] = len(trie)
+                trie.append({})
+                at_node.append([])
+            node = trie[node][word]
+        if node: at_node[node].append(entry)
+    return trie, at_node
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7210
 def compile_lexicon(
     entries: list[Entry],
     pivots: int, # How many of the groups, from the first, are pivots
@@ -354,38 +447,31 @@ def compile_lexicon(
     bias: float = -1.0,
 ) -> tuple[Compiled, list[Entry]]: # With the entries in the order in which matches number them
     "A lexicon as arrays"
-    ids: dict[int, int] = {}
+    ids: dict[int, int] = {} # hash -> number of a word
     def numbers(phrase): return [ids.setdefault(h, len(ids)) for _, _, h in words(phrase)]
-    trie, at_node = [{}], [[]]
-    for entry in entries:
-        node = 0
-        for word in numbers(entry.phrase):
-            if word not in trie[node]:
-                trie[node][word] = len(trie)
-                trie.append({})
-                at_node.append([])
-            node = trie[node][word]
-        if node: at_node[node].append(entry)
+    def starts(lists): return np.cumsum([0, *map(len, lists)]).astype(np.int32)
+    trie, at_node = _trie(entries, numbers)
     ordered = [e for node in at_node for e in node]
     stops = [[_anything if w == "#" else numbers(w)[0] for w in e.unless] for e in ordered]
     lead, function = ({w for phrase in many for w in numbers(phrase)} for many in (leads, functions))
-    known = len(ids)
-    roots = np.full(known + 1, -1, np.int32)
+    roots = np.full(len(ids) + 1, -1, np.int32)
     roots[list(trie[0])] = list(trie[0].values())
-    traits = [_lead * (w in lead) | _first * (roots[w] >= 0) | _function * (w in function) for w in range(known)]
+    traits = [_lead * (w in lead) | _first * (roots[w] >= 0) | _function * (w in function) for w in range(len(ids))]
     hashes = np.array([*ids, 0], np.uint64)
-    edges = [(node << 32 | word, child) for node, children in enumerate(trie) if node
-             for word, child in children.items()]
-    def ends(lists): return np.cumsum([0, *map(len, lists)]).astype(np.int32)
-    marks = [e.phrase[-1].encode()[-1] if e.phrase[-1] in "?:!,." else 0 for e in ordered]
+    slots, seed, shift = _slots(hashes)
+    keys, nodes = _hash_table([(node << 32 | word, child) for node, children in enumerate(trie) if node
+                               for word, child in children.items()])
     strengths = np.zeros(64)
     for group, weight in (weights or {}).items(): strengths[group] = weight
     return Compiled(
-        hashes, *_slots(hashes), np.array([*traits, 0], np.uint8), roots, *_hash_table(edges), ends(at_node),
-        np.array([PLACES.index(e.place) for e in ordered], np.uint8), np.array(marks, np.uint8),
-        np.array([e.group for e in ordered], np.int32), ends(stops), np.array([w for s in stops for w in s], np.int32),
-        pivots, np.array([words(a)[-1][2] for a in abbreviations], np.uint64), np.array(stages, np.uint64),
-        strengths, float(bias)), ordered
+        hashes=hashes, slots=slots, seed=seed, shift=shift, traits=np.array([*traits, 0], np.uint8), roots=roots,
+        edge_keys=keys, edge_nodes=nodes, entries=starts(at_node),
+        place=np.array([PLACES.index(e.place) for e in ordered], np.uint8),
+        mark=np.array([e.phrase[-1].encode()[-1] if e.phrase[-1] in "?:!,." else 0 for e in ordered], np.uint8),
+        group=np.array([e.group for e in ordered], np.int32), stops=starts(stops),
+        stop_words=np.array([w for s in stops for w in s], np.int32), pivots=pivots,
+        abbreviations=np.array([words(a)[-1][2] for a in abbreviations], np.uint64),
+        stages=np.array(stages, np.uint64), weights=strengths, bias=float(bias)), ordered
 
 # %% ../../nbs/style/20_scanner.ipynb #b5c5e075
 @_jit
@@ -405,21 +491,22 @@ def _stopped(lex, entry, word, flag):
         if lex.stop_words[k] == word or lex.stop_words[k] == _anything and flag & NUMBER: return True
     return False
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7211
 @_jit
-def _match(doc, lex, n, w_end, w_hash, w_sent, w_flag, w_word, s_cues, counts, p_word, p_last, p_entry):
-    "Fill the pivots, the groups seen in each sentence and how often each group is seen; how many pivots there are"
-    unknown = len(lex.hashes) - 1
+def _match(doc, lex, n, words, sentences, pivots, counts):
+    "Fill the words' numbers, the pivots, the groups in each sentence and their counts; how many pivots there are"
+    _, w_end, w_hash, w_sentence, w_flag, w_number = words
+    cues, unknown = sentences.cues, len(lex.hashes) - 1
     for i in range(n):
         word = lex.slots[w_hash[i] * lex.seed >> lex.shift]
-        w_word[i] = word if lex.hashes[word] == w_hash[i] else unknown
+        w_number[i] = word if lex.hashes[word] == w_hash[i] else unknown
     counts[:] = 0
-    if n: s_cues[:w_sent[n - 1] + 1] = 0
-    pivots, free, led, led_clause, led_paragraph = 0, 0, -1, -1, -1
+    if n: cues[:w_sentence[n - 1] + 1] = 0
+    n_pivots, free, led, led_clause, led_paragraph = 0, 0, -1, -1, -1
     for i in range(n):
-        trait = lex.traits[w_word[i]]
+        trait = lex.traits[w_number[i]]
         if trait & (_lead | _first) == 0: continue
-        flag, sent = w_flag[i], w_sent[i]
+        flag, sentence = w_flag[i], w_sentence[i]
         start = flag & START != 0 or led == i
         clause = start or flag & AFTER_COMMA != 0 or led_clause == i
         paragraph = flag & PARAGRAPH != 0 or led_paragraph == i
@@ -428,58 +515,59 @@ def _match(doc, lex, n, w_end, w_hash, w_sent, w_flag, w_word, s_cues, counts, p
             if clause: led_clause = i + 1
             if paragraph: led_paragraph = i + 1
         if trait & _first == 0 or flag & (QUOTED | HYPHENATED): continue
-        node, j, best, last = lex.roots[w_word[i]], i, -1, -1
+        node, j, best, last = lex.roots[w_number[i]], i, -1, -1
         while node >= 0:
-            joined = j + 1 < n and w_sent[j + 1] == sent
+            joined = j + 1 < n and w_sentence[j + 1] == sentence
             for e in range(lex.entries[node], lex.entries[node + 1]):
                 place, mark = lex.place[e], lex.mark[e]
                 if place == 2 and not start or place == 1 and not clause or place == 3 and not paragraph: continue
                 if mark and not (w_end[j] < len(doc) and doc[w_end[j]] == mark): continue
                 if joined and w_flag[j + 1] & HYPHENATED: continue
-                if joined and not mark and _stopped(lex, e, w_word[j + 1], w_flag[j + 1]): continue
+                if joined and not mark and _stopped(lex, e, w_number[j + 1], w_flag[j + 1]): continue
                 group = lex.group[e]
-                s_cues[sent] |= np.uint64(1) << np.uint64(group)
+                cues[sentence] |= np.uint64(1) << np.uint64(group)
                 counts[group] += 1
                 if group < lex.pivots: best, last = e, j
             j += 1
-            if j >= n or w_word[j] == unknown or w_sent[j] != sent or w_flag[j] & QUOTED: break
-            node = _edge(np.uint64(node) << _32 | np.uint64(w_word[j]), lex.edge_keys, lex.edge_nodes)
+            if j >= n or w_number[j] == unknown or w_sentence[j] != sentence or w_flag[j] & QUOTED: break
+            node = _edge(np.uint64(node) << _32 | np.uint64(w_number[j]), lex.edge_keys, lex.edge_nodes)
         if best >= 0 and i >= free:
-            p_word[pivots], p_last[pivots], p_entry[pivots] = i, last, best
-            pivots += 1
+            pivots.word[n_pivots], pivots.last[n_pivots], pivots.entry[n_pivots] = i, last, best
+            n_pivots += 1
             free = last + 1
-    return pivots
+    return n_pivots
 
 # %% ../../nbs/style/20_scanner.ipynb #6fc153fc
 @_jit
-def _stages(lex, sents, s_cues, s_paragraph, s_stage):
+def _stages(lex, n, sentences):
     state = calm = 0
-    for s in range(sents):
-        cues = s_cues[s]
+    for s in range(n):
+        cues, paragraph = sentences.cues[s], sentences.paragraph[s]
         calm += 1
-        if cues & lex.stages[0] and (state == 0 or s < 0.1 * sents): state = calm = 0
+        if cues & lex.stages[0] and (state == 0 or s < 0.1 * n): state = calm = 0
         elif cues & lex.stages[2]: state = 2
         elif cues & lex.stages[3]: state = 3
         elif cues & lex.stages[1]: state = 1
-        elif state == 0: state = 1 if calm > 2 or s_paragraph[s] and s else 0
-        elif s_paragraph[s]: state = 1
-        s_stage[s] = state
+        elif state == 0: state = 1 if calm > 2 or paragraph and s else 0
+        elif paragraph: state = 1
+        sentences.stage[s] = state
 
 
 @_jit
-def _backtracks(lex, sents, s_cues, s_back):
-    for s in range(sents):
-        score, cues, group = lex.bias, s_cues[s], 0
+def _backtracks(lex, n, sentences):
+    for s in range(n):
+        score, cues, group = lex.bias, sentences.cues[s], 0
         while cues:
             if cues & np.uint64(1): score += lex.weights[group]
             cues >>= np.uint64(1)
             group += 1
-        s_back[s] = score > 0
+        sentences.back[s] = score > 0
 
 # %% ../../nbs/style/20_scanner.ipynb #da22b63a
 @_jit
-def _last_seen(n, hashes, keys, at, seen):
-    "seen[i]: where word i stood last, or -1"
+def _last_seen(n, hashes, prose):
+    "Fill seen[i]: where the i-th of `hashes` stood last, or -1"
+    keys, at, seen = prose.keys, prose.places, prose.seen
     size = 64
     while size < 2 * n: size *= 2
     at[:size] = -1
@@ -514,7 +602,8 @@ def _mtld_one_way(n, seen, threshold):
 
 
 @_jit
-def _mtld(n, seen, mirrored, threshold=0.72):
+def _mtld(n, prose, threshold=0.72):
+    seen, mirrored = prose.seen, prose.mirrored
     if n == 0: return np.nan
     mirrored[:n] = -1
     for i in range(n):
@@ -523,20 +612,22 @@ def _mtld(n, seen, mirrored, threshold=0.72):
 
 
 @_jit
-def _repetition(n, hashes, grams, keys, at, seen, size=4):
+def _repetition(n, prose, size=4):
+    "This fills `prose.seen` anew"
     if n < size: return np.nan
-    total, repeated = n - size + 1, 0
+    hashes, grams, seen, total, repeated = prose.hash, prose.grams, prose.seen, n - size + 1, 0
     for i in range(total):
         h = hashes[i]
         for k in range(1, size): h = (h ^ hashes[i + k]) * _prime
         grams[i] = h
-    _last_seen(total, grams, keys, at, seen)
+    _last_seen(total, grams, prose)
     for i in range(total): repeated += seen[i] >= 0
     return repeated / total
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7213
 @_jit
-def _coherence(n, seen, sent, content):
+def _coherence(n, prose):
+    sent, seen, content = prose.sentence, prose.seen, prose.content
     total, pairs, i, before, types_before = 0.0, 0, 0, -1, 0
     while i < n:
         s, types, shared = sent[i], 0, 0
@@ -554,120 +645,65 @@ def _coherence(n, seen, sent, content):
 
 
 @_jit
-def _reach(n, seen, sent, content, s_back):
+def _reach(n, prose, back):
     "How many sentences back the content words of a backtracking sentence were last said, on average"
+    sent, seen, content = prose.sentence, prose.seen, prose.content
     total, count = 0, 0
     for i in range(n):
-        if s_back[sent[i]] and content[i] and seen[i] >= 0 and sent[seen[i]] < sent[i]:
+        if back[sent[i]] and content[i] and seen[i] >= 0 and sent[seen[i]] < sent[i]:
             total += sent[i] - sent[seen[i]]
             count += 1
     return total / count if count else np.nan
 
 # %% ../../nbs/style/20_scanner.ipynb #c5b9bd35
-def _word_arrays(size: int) -> tuple:
-    "Room for a text of so many bytes"
-    return _room(size, 64)
+class Sizes(NamedTuple):
+    "How much of each there is in a text"
+    words: int
+    blanks: int # Words by blank space
+    sentences: int
+    pivots: int
+    prose: int # Words of the writer's own
 
 
 @_jit
-def _room(size, groups):
-    n = size // 2 + 2 # at most so many words, and so many sentences
-    slots = 64
-    while slots < 2 * n: slots *= 2
-    return (np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(n, np.int32),
-            np.empty(n, np.uint8), np.empty(n, np.int32),                                             # words
-            np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(n, np.uint8),
-            np.empty(n, np.uint8), np.empty(n, np.uint8),                                             # sentences
-            np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32),                      # pivots
-            np.empty(n, np.uint64), np.empty(n, np.int32), np.empty(n, np.bool_), np.empty(n, np.int32),
-            np.empty(n, np.int32), np.empty(n, np.uint64), np.empty(slots, np.uint64), np.empty(slots, np.int32),
-            np.zeros(groups, np.int64))                                                               # variety
+def _prose(lex, n, n_sentences, words, s_paragraph, prose):
+    "Fill the words that are the writer's own, and which sentences begin a paragraph; how many words these are"
+    w_start, w_end, w_hash, w_sentence, w_flag, w_number = words
+    p_hash, p_sentence, p_content = prose.hash, prose.sentence, prose.content
+    s_paragraph[:n_sentences] = 0
+    k = 0
+    for i in range(n):
+        if w_flag[i] & PARAGRAPH: s_paragraph[w_sentence[i]] = 1
+        if w_flag[i] & QUOTED: continue
+        p_hash[k], p_sentence[k] = w_hash[i], w_sentence[i]
+        p_content[k] = not (w_flag[i] & NUMBER or lex.traits[w_number[i]] & _function or w_end[i] - w_start[i] < 3)
+        k += 1
+    return k
 
 
 @_jit
 def _read(doc, tables, lex, room):
     "Words, sentences, pivots, stages and backtracks of one text, into its room; and its prose apart"
-    w_start, w_end, w_hash, w_sent, w_flag, w_word, s_start, s_end, s_cues, s_paragraph, s_stage, s_back = room[:12]
-    p_word, p_last, p_entry, u_hash, u_sent, u_content = room[12:18]
-    n, blanks, sents = _words(doc, tables, lex.abbreviations, w_start, w_end, w_hash, w_sent, w_flag, s_start, s_end,
-                              p_word, p_last) # room for quotations, until the pivots need it
-    pivots = _match(doc, lex, n, w_end, w_hash, w_sent, w_flag, w_word, s_cues, room[23], p_word, p_last, p_entry)
-    s_paragraph[:sents] = 0
-    prose = 0
-    for i in range(n):
-        if w_flag[i] & PARAGRAPH: s_paragraph[w_sent[i]] = 1
-        if w_flag[i] & QUOTED: continue
-        u_hash[prose], u_sent[prose] = w_hash[i], w_sent[i]
-        u_content[prose] = not (w_flag[i] & NUMBER or lex.traits[w_word[i]] & _function or w_end[i] - w_start[i] < 3)
-        prose += 1
-    _stages(lex, sents, s_cues, s_paragraph, s_stage)
-    _backtracks(lex, sents, s_cues, s_back)
-    return n, blanks, sents, pivots, prose
+    words, sentences = room.words, room.sentences
+    n, blanks, n_sentences = _words(doc, tables, lex.abbreviations, words, sentences, room.quotes)
+    n_pivots = _match(doc, lex, n, words, sentences, room.pivots, room.groups)
+    n_prose = _prose(lex, n, n_sentences, words, sentences.paragraph, room.prose)
+    _stages(lex, n_sentences, sentences)
+    _backtracks(lex, n_sentences, sentences)
+    return Sizes(n, blanks, n_sentences, n_pivots, n_prose)
 
-
-COLUMNS = ("n_words", "n_sentences", "n_prose", "pivot_position", "backtracks", "backtrack_reach",
-           "stage_framing", "stage_exploration", "stage_verification", "stage_synthesis",
-           "coherence", "mattr", "mtld", "repetition") # of `scan`, before the groups
-
-
-@_jit
-def _scan(data, offsets, tables, lex, groups, rows, paths, path_ends, full):
-    longest = 0
-    for d in range(len(offsets) - 1): longest = max(longest, offsets[d + 1] - offsets[d])
-    room = _room(longest, groups)
-    written = 0
-    for d in range(len(offsets) - 1):
-        doc = data[offsets[d]:offsets[d + 1]]
-        n, blanks, sents, pivots, prose = _read(doc, tables, lex, room)
-        s_stage, s_back = room[10], room[11]
-        row = rows[d]
-        row[:] = 0
-        row[0], row[1], row[2] = blanks, sents, prose
-        position = 0.0
-        for p in range(pivots):
-            position += room[0][room[12][p]] / len(doc)
-            row[14 + lex.group[room[14][p]]] += 1
-        row[3] = position / pivots if pivots else np.nan
-        for s in range(sents):
-            row[4] += s_back[s] and not (s and s_back[s - 1]) # neighbours are one section
-            row[6 + s_stage[s]] += 1
-            if s == 0 or s_stage[s] != s_stage[s - 1]:
-                paths[written] = s_stage[s]
-                written += 1
-        path_ends[d] = written
-        for k in range(6, 10): row[k] = row[k] / sents if sents else np.nan
-        for g in range(lex.pivots, groups): row[14 + g] = room[23][g]
-        if not full: continue
-        u_hash, u_sent, u_content, seen, mirrored, grams, keys, at = room[15:23]
-        _last_seen(prose, u_hash, keys, at, seen)
-        row[5] = _reach(prose, seen, u_sent, u_content, s_back)
-        row[10] = _coherence(prose, seen, u_sent, u_content)
-        row[11] = _mattr(prose, seen)
-        row[12] = _mtld(prose, seen, mirrored)
-        row[13] = _repetition(prose, u_hash, grams, keys, at, seen)
-    return written
-
-
-def scan(
-    data: np.ndarray, # The texts as UTF-8, one after another, as bytes
-    offsets: np.ndarray, # Where each begins, and where the last ends
-    lex: Compiled,
-    groups: int, # How many the lexicon has
-    full: bool = True, # False: words, sentences, pivots, backtracks and stages alone
-) -> tuple[np.ndarray, list[bytes]]: # Texts × (COLUMNS, then groups); the stages of each text, repeats left out
-    "Measure many texts; holds no lock, so that threads may share the work"
-    rows = np.empty((len(offsets) - 1, len(COLUMNS) + groups))
-    paths = np.empty(int(offsets[-1] - offsets[0]) // 2 + 2 * len(offsets), np.uint8)
-    path_ends = np.zeros(len(offsets) - 1, np.int64)
-    _scan(data, offsets, characters(), lex, groups, rows, paths, path_ends, full)
-    bounds = [0, *path_ends.tolist()]
-    letters = paths[:bounds[-1]].tobytes()
-    return rows, [letters[a:z] for a, z in zip(bounds, bounds[1:], strict=False)]
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7215
+class Sentence(NamedTuple):
+    "A sentence, `text[start:end]`"
+    start: int
+    end: int
+    stage: int
+    backtracks: bool
 
 
 class Reading(NamedTuple):
     "What one text holds; offsets are of bytes"
-    sentences: list[tuple[int, int, int, bool]] # start, end, stage, whether it backtracks
+    sentences: list[Sentence]
     pivots: list[tuple[int, int, int]] # start, end, entry of the lexicon
     cues: list[int] # the groups seen in each sentence, as bits
     reaches: dict[int, float] # sentence -> sentences back, for those that backtrack
@@ -680,14 +716,91 @@ def read(
     "Every sentence and every pivot of one text"
     doc = np.frombuffer(text, np.uint8)
     room = _room(len(doc), 64)
-    n, _, sents, pivots, prose = _read(doc, characters(), lex, room)
-    w_start, w_end, s_start, s_end, s_cues, s_stage, s_back = (room[i] for i in (0, 1, 6, 7, 8, 10, 11))
-    _last_seen(prose, room[15], room[21], room[22], room[18])
-    reaches = {}
-    for s in np.flatnonzero(s_back[:sents]):
-        only = np.zeros(sents, np.uint8)
-        only[s] = 1
-        reaches[int(s)] = float(_reach(prose, room[18], room[16], room[17], only))
-    return Reading([(int(s_start[s]), int(s_end[s]), int(s_stage[s]), bool(s_back[s])) for s in range(sents)],
-                   [(int(w_start[room[12][p]]), int(w_end[room[13][p]]), int(room[14][p])) for p in range(pivots)],
-                   s_cues[:sents].tolist(), reaches)
+    n = _read(doc, characters(), lex, room)
+    sentences, pivots = (type(x)(*(column[:size] for column in x)) for x, size in
+                         ((room.sentences, n.sentences), (room.pivots, n.pivots)))
+    _last_seen(n.prose, room.prose.hash, room.prose)
+    reaches = {s: float(_reach(n.prose, room.prose, np.arange(n.sentences) == s))
+               for s in np.flatnonzero(sentences.back).tolist()}
+    columns = sentences.start, sentences.end, sentences.stage, sentences.back.astype(bool)
+    spans = room.words.start[pivots.word], room.words.end[pivots.last], pivots.entry
+    return Reading([Sentence(*one) for one in zip(*(c.tolist() for c in columns), strict=True)],
+                   list(zip(*(c.tolist() for c in spans), strict=True)), sentences.cues.tolist(), reaches)
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7217
+class Measures(NamedTuple):
+    "What `scan` measures; each array has an entry for each text"
+    n_words: np.ndarray
+    n_sentences: np.ndarray
+    n_prose: np.ndarray # Words of the writer's own
+    pivot_position: np.ndarray # Mean, from 0 to 1
+    backtracks: np.ndarray
+    backtrack_reach: np.ndarray # This and those to `repetition` are 0 in a scan that is not full
+    coherence: np.ndarray
+    mattr: np.ndarray
+    mtld: np.ndarray
+    repetition: np.ndarray
+    stages: np.ndarray # Texts × stages: the share of sentences
+    groups: np.ndarray # Texts × groups: how often each occurs
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7218
+@_jit
+def _flow(n, s_stage, s_back, shares, paths, written):
+    "Fill the shares of the stages, and go on with `paths` from `written`; how many backtracks, and where the path ends"
+    backtracks = 0
+    for s in range(n):
+        stage = s_stage[s]
+        backtracks += s_back[s] and not (s and s_back[s - 1]) # neighbours are one section
+        shares[stage] += 1
+        if s == 0 or stage != s_stage[s - 1]:
+            paths[written] = stage
+            written += 1
+    for k in range(len(shares)): shares[k] = shares[k] / n if n else np.nan
+    return backtracks, written
+
+
+@_jit
+def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
+    longest = 0
+    for d in range(len(offsets) - 1): longest = max(longest, offsets[d + 1] - offsets[d])
+    room = _room(longest, out.groups.shape[1])
+    written = 0
+    for d in range(len(offsets) - 1):
+        doc = data[offsets[d]:offsets[d + 1]]
+        n = _read(doc, tables, lex, room)
+        out.n_words[d], out.n_sentences[d], out.n_prose[d] = n.blanks, n.sentences, n.prose
+        position = 0.0
+        for p in range(n.pivots):
+            position += room.words.start[room.pivots.word[p]] / len(doc)
+            out.groups[d, lex.group[room.pivots.entry[p]]] += 1
+        out.pivot_position[d] = position / n.pivots if n.pivots else np.nan
+        for g in range(lex.pivots, out.groups.shape[1]): out.groups[d, g] = room.groups[g]
+        out.backtracks[d], written = _flow(n.sentences, room.sentences.stage, room.sentences.back, out.stages[d], paths,
+                                           written)
+        path_ends[d] = written
+        if not full: continue
+        prose = room.prose
+        _last_seen(n.prose, prose.hash, prose)
+        out.backtrack_reach[d] = _reach(n.prose, prose, room.sentences.back)
+        out.coherence[d] = _coherence(n.prose, prose)
+        out.mattr[d] = _mattr(n.prose, prose.seen)
+        out.mtld[d] = _mtld(n.prose, prose)
+        out.repetition[d] = _repetition(n.prose, prose)
+
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7219
+def scan(
+    data: np.ndarray, # The texts as UTF-8, one after another, as bytes
+    offsets: np.ndarray, # Where each begins, and where the last ends
+    lex: Compiled,
+    groups: int, # How many the lexicon has
+    full: bool = True, # False: words, sentences, pivots, backtracks and stages alone
+) -> tuple[Measures, list[bytes]]: # And the stages of each text, repeats left out
+    "Measure many texts; holds no lock, so that threads may share the work"
+    n = len(offsets) - 1
+    measures = Measures(*np.zeros((10, n)), stages=np.zeros((n, 4)), groups=np.zeros((n, groups)))
+    paths = np.empty(int(offsets[-1] - offsets[0]) // 2 + 2 * len(offsets), np.uint8)
+    path_ends = np.zeros(n, np.int64)
+    _scan(data, offsets, characters(), lex, measures, paths, path_ends, full)
+    bounds = [0, *path_ends.tolist()]
+    letters = paths[:bounds[-1]].tobytes()
+    return measures, [letters[a:z] for a, z in zip(bounds, bounds[1:], strict=False)]

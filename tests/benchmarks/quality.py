@@ -21,7 +21,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_sco
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from smoltraces.style.measure import PIVOT_TYPES, _read, coverage, lexicon, measure, stages, style_parts
+from smoltraces.style.measure import PIVOT_TYPES, coverage, lexicon, measure, read_trace, stages, style_parts
 
 LABELS = "initializing|deduction|adding-knowledge|example-testing|uncertainty-estimation|backtracking"
 SECTION = re.compile(rf'\[\s*"?\s*(?:\d+\.\s*)?"?({LABELS})"?\s*\](.*?)(?=\[\s*"?\s*(?:end-section|(?:\d+\.\s*)?"?(?:'
@@ -68,7 +68,7 @@ def report(models: dict[str, list[dict]]):
                     **{t: (full[m][f"pivots_{t}"] > 0).mean() for t in PIVOT_TYPES},
                     "style_score": full[m].style_score.mean(), "backtracks": full[m].backtracks.mean()}
         if kind[m] == "rlm":
-            true, said = backtracking(rows, lambda r: [a for a, _, _, back in _read(r["trace"], lexicon()).sentences
+            true, said = backtracking(rows, lambda r: [a for a, _, _, back in read_trace(r["trace"]).sentences
                                                        if back])
             table[m] |= dict(zip(("precision", "recall", "F1"), scores(true, said), strict=True))
             wait = re.compile(r"\bwait\b", re.I)
@@ -110,7 +110,7 @@ def fit(models: dict[str, list[dict]]):
     for m in rlms:
         for d, row in enumerate(models[m]):
             labelled = [(a, z) for a, z, label in sections(row) if label == "backtracking"]
-            found = _read(row["trace"], lex)
+            found = read_trace(row["trace"], lex)
             for (start, _, _, _), cues in zip(found.sentences, found.cues, strict=True):
                 data["x"].append([cues >> g & 1 for g in groups])
                 data["y"].append(any(a <= start < z for a, z in labelled))

@@ -29,10 +29,11 @@ def sentences(folder: str | None) -> list[str]:
     if folder: traces = [json.loads(line)["trace"] for f in sorted(Path(folder).glob("*.jsonl")) for line in f.open()]
     else:
         from smoltraces.problems.corpora import embedded_problems
-        from smoltraces.traces.teachers import respond, teacher
-        problems = embedded_problems(["chain_sum", "simple_equations"], 200, 0, 0, 1)
+        from smoltraces.schema import to_problems
+        from smoltraces.traces.teachers import teacher
+        problems = to_problems(embedded_problems(["chain_sum", "simple_equations"], 200, 0, 0, 1))
         traces = [c.trace for name in ("embedded/emergent", "embedded/hard-coded")
-                  for c in (respond(teacher(name, 1), p) for p in problems) if c.trace]
+                  for c in teacher(name, 1).answer(problems) if c.trace]
     return [s for t in traces for s in re.split(r"(?<=[.!?])(?=\s)", t)]
 
 

@@ -298,6 +298,7 @@ def test_a_stopped_corpus_goes_on(corpus, tmp_path):
                                   check_dtype=False)
 
 
+@pytest.mark.slow
 def test_ray_gives_identical_rows(corpus):
     pytest.importorskip("ray", reason="Ray is an extra: pip install smoltraces[ray]")
     rows = measure_corpus(corpus, engine="ray", progress=lambda n: None)
