@@ -87,7 +87,6 @@ TEACHER = ("GPT-4o", "MATH500", 500, {"Base": 75.4, "HC": 81.2})
 PALETTE = {"Base": "#7F7F7F", "ST-NT": "#E69F00", "SBS": "#56B4E9",
            "ST-HC-W": "#CC79A7", "ST-HC": "#009E73", "ST": "#0072B2"}
 MARKERS = {"Base": "o", "ST-NT": "s", "SBS": "^", "ST-HC-W": "X", "ST-HC": "D", "ST": "P"}
-_extra = 'Figures need seaborn: pip install "smoltraces[notebooks]".'
 
 
 @contextmanager
@@ -96,7 +95,7 @@ def plotting():
     try:
         import matplotlib.pyplot as plt
         import seaborn as sns
-    except ImportError: raise InputError(_extra) from None
+    except ImportError: raise InputError('Figures need seaborn: pip install "smoltraces[notebooks]".') from None
     with sns.plotting_context("notebook", font_scale=0.9), sns.axes_style("whitegrid", {"hatch.linewidth": 0.6}):
         yield plt, sns
     fig = plt.gcf()

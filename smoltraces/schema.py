@@ -46,16 +46,15 @@ class Problem:
 problem_schema = pa.schema([(f.name, pa.list_(pa.string()) if f.name == "choices" else pa.string())
                             for f in fields(Problem)])
 
-# %% ../nbs/02_schema.ipynb #57474b5f
+
 def to_problems(
     rows: pd.DataFrame, # With the columns of `problem_schema`, and perhaps more
 ) -> list[Problem]:
     "The rows of a table as problems"
-    names = [f.name for f in fields(Problem)]
-    return [Problem(**{n: None if n == "choices" and v is None else list(v) if n == "choices" else v
-                       for n, v in zip(names, row, strict=True)}) for row in rows[names].itertuples(index=False)]
+    return [Problem(**{**row, "choices": None if row["choices"] is None else list(row["choices"])})
+            for row in rows[problem_schema.names].to_dict("records")]
 
-
+# %% ../nbs/02_schema.ipynb #57474b5f
 def question_id(
     question: str,
 ) -> str: # The same for questions that differ in case, spacing or Unicode form alone
@@ -73,10 +72,11 @@ def load_problems(
     return frame if split is None else frame[frame.split == split].reset_index(drop=True)
 
 # %% ../nbs/02_schema.ipynb #0030a1b9
-trace_schema = pa.schema([*problem_schema, *[pa.field(name, pa.string()) for name in
-                          ("variant", "teacher", "prompt", "trace", "response")], pa.field("correct", pa.bool_()),
-                          pa.field("prompt_tokens", pa.int64()), pa.field("completion_tokens", pa.int64()),
-                          pa.field("cost_usd", pa.float64())])
+trace_schema = pa.schema([
+    *problem_schema,
+    *((name, pa.string()) for name in ("variant", "teacher", "prompt", "trace", "response")),
+    ("correct", pa.bool_()), ("prompt_tokens", pa.int64()), ("completion_tokens", pa.int64()),
+    ("cost_usd", pa.float64())])
 
 # %% ../nbs/02_schema.ipynb #e2908581
 SYSTEM = r"Put the final answer in \boxed{}."
@@ -115,9 +115,9 @@ def load_variant(
     file = cfg.path("data", f"{variant}.parquet")
     table = read_parquet(file, columns=trace_schema.names)
     if len(table) != cfg.n_train or set(table.variant) != {variant}:
-        held = ", ".join(sorted(set(table.variant))) or "nothing"
-        raise InputError(f"data/{file.name} holds {len(table)} rows of {held}, not {cfg.n_train} of {variant}: run the "
-                         "data stage again.")
+        names = ", ".join(sorted(set(table.variant))) or "nothing"
+        raise InputError(f"data/{file.name} holds {len(table)} rows of {names}, not {cfg.n_train} of {variant}: run "
+                         "the data stage again.")
     return table
 
 

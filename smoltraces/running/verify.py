@@ -21,7 +21,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import read_json, sha256
-from .locks import Locks
+from .execute import holders
 from ..settings import BENCHMARK_NAMES, InputError, benchmark_name
 
 # %% ../../nbs/running/77_verify.ipynb #17bc88e1
@@ -284,9 +284,8 @@ def _standing(root: Path, records: list[Record], manifest: dict) -> list[dict]:
         told, _ = read_told(root, file)
         why = told.get("why") if isinstance(told, dict) else None
         add("failed", f"{file.name.removesuffix('.failed.json')}: {why or 'no reason is noted'}")
-    locks = Locks(root / "runs" / ".locks")
-    if held := [f.name for f in sorted(locks.folder.glob("[!.]*")) if locks.holder(f.name)]:
-        add("at work", f"{some(held)}: verify again when the run has ended")
+    if busy := list(holders(root / "runs")):
+        add("at work", f"{some(busy)}: verify again when the run has ended")
     own = {n for r in records if isinstance(r.told.get("inputs"), dict) for n in r.told["inputs"] if own_file(n)}
     for name in sorted(own):
         hashes = {str(r.told["inputs"][name]) for r in records if isinstance(r.told.get("inputs"), dict)
