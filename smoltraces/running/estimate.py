@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'SAMPLED_BY', 'FARTHEST', 'LONGEST', 'LIBRARIES', 'WRITER', 'Estimate', 'n_problems', 'n_answers',
-           'known_shape', 'work', 'Past', 'cell_of', 'tells', 'history', 'seconds_like', 'side_by_side', 'duration',
+           'known_shape', 'workload', 'Past', 'cell_of', 'tells', 'history', 'seconds_like', 'side_by_side', 'duration',
            'total_time', 'longest_row', 'answering', 'by_api', 'memory_needs', 'PaidAnswers', 'model_roles', 'due',
-           'estimates', 'About', 'about']
+           'estimates', 'Line', 'about']
 
 # %% ../../nbs/running/75_estimate.ipynb #1e595112
 import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -61,7 +61,7 @@ def known_shape(student: str | None) -> Shape | None:
     except (InputError, OSError): return None
 
 
-def work(
+def workload(
     notebook: str, # e.g. 3_finetune
     student: str | None,
     s: dict, # Settings, as JSON has them
@@ -109,7 +109,7 @@ def history(
         for name, record in run.items():
             if not tells(record): continue
             cell = cell_of(name.partition("-")[0], record["parameters"])
-            pasts.append(Past(cell, *work(*cell[:2], now | build | record["settings"]), record["seconds"]))
+            pasts.append(Past(cell, *workload(*cell[:2], now | build | record["settings"]), record["seconds"]))
     return pasts
 
 # %% ../../nbs/running/75_estimate.ipynb #9b95cd88
@@ -136,9 +136,7 @@ def side_by_side(cfg: Settings) -> int:
     return cfg.jobs or max(1, cores() // (cfg.threads or cores()))
 
 
-def duration(
-    seconds: float | None,
-) -> str:
+def duration(seconds: float | None) -> str:
     "A duration in words, as precise as an estimate is"
     if seconds is None: return "unknown"
     for size, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
@@ -231,8 +229,8 @@ class PaidAnswers:
 
     def spent(self) -> dict[str, Spent]:
         "What the stored answers cost, by model"
-        columns = "model, requests, prompt_tokens, completion_tokens, cost_usd"
-        return {model: Spent(*counts) for model, *counts in self._read(f"SELECT {columns} FROM totals WHERE requests > 0")}
+        rows = self._read("SELECT model, requests, prompt_tokens, completion_tokens, cost_usd FROM totals")
+        return {model: Spent(n, *more) for model, n, *more in rows if n > 0}
 
     def get_many(self, keys: Iterable[str]) -> dict[str, str]: # Key: status
         "Those of the answers that are there"
@@ -265,7 +263,7 @@ def _train_problems(cfg: Settings, build: dict | None) -> list:
 
 def _benchmark_rows(cfg: Settings, benchmark: str) -> list[dict]:
     from smoltraces.evaluation.benchmarks import load_benchmark
-    try: return load_benchmark(benchmark, cfg.path("problems.parquet"), True, cfg._root).to_dict("records")
+    try: return load_benchmark(benchmark, cfg.path("problems.parquet"), True, cfg.root).to_dict("records")
     except InputError: # not built yet, or on the hub
         row = {**asdict(_stand_in(benchmark.partition("@")[0])), "cluster": ""}
         return [row] * n_problems(benchmark, cfg.model_dump(mode="json"))
@@ -310,59 +308,45 @@ def estimates(
 def _estimate(cfg: Settings, stage: Stage, pasts: list[Past], build: dict | None) -> Estimate:
     cell = notebook, student, variant = cell_of(stage.notebook, stage.parameters)
     now = (cfg.of(student, variant) if student else cfg).model_dump(mode="json")
-    seconds, memory = seconds_like(cell, *work(notebook, student, now), pasts), memory_needs(cfg, stage)
+    seconds, memory = seconds_like(cell, *workload(notebook, student, now), pasts), memory_needs(cfg, stage)
     try: bills = due(cfg, stage, build)
     except InputError: return Estimate(seconds, *memory, None, 0)
     return Estimate(seconds, *memory, sum((b.usd for b in bills), 0.0), sum(b.requests for b in bills))
 
 # %% ../../nbs/running/75_estimate.ipynb #105dd58a
+class Line(str):
+    "A line of Markdown, which a notebook shows as such"
+    def __repr__(self): return self.replace("**", "").replace("`", "")
+    def _repr_markdown_(self): return str(self)
+
+
+def _takes(estimate: Estimate, last: float | None) -> str: # Seconds of the last run
+    seconds, ram, gpu, usd, n = estimate
+    if seconds is None: time = "**How long it takes here is unknown**: this machine has done nothing like it yet"
+    elif last: time = f"**About {duration(seconds)} here** (measured; the last run took {timedelta(seconds=round(last))})"
+    else: time = f"**About {duration(seconds)} here** (measured)"
+    if ram is None or gpu is None: memory = "how much memory it needs is not known"
+    else: memory = f"needs {ram:.1f} GB of RAM" + (f" and {gpu:.1f} GB of a GPU" if gpu else "")
+    if usd is None: cost = "costs $? (settings.ini lacks a price)"
+    else: cost = f"costs about ${usd:,.2f} for {n:,} requests" if usd else "costs nothing"
+    return f"{time}; {memory}, {cost}."
+
+
 WRITER = {"students": "3_finetune", "predictions": "4_evaluate", "style": "2_analyse_traces"} # 1_build_data else
-
-
-@dataclass(frozen=True, repr=False)
-class About:
-    "What a notebook takes, reads and writes, in a line"
-    estimate: Estimate
-    last: float | None # Seconds that it took here the last time
-    reads: dict[str, bool] # Files and folders, and whether they are there
-    writes: tuple[str, ...]
-    gathers: bool # Whether it makes do with what is there
-
-    def __repr__(self): return self._repr_markdown_().replace("**", "").replace("`", "")
-
-    def _repr_markdown_(self):
-        reads = "; ".join(f"`{folder}` ({self._state(names)})" for folder, names in _by_folder(self.reads).items())
-        writes = ", ".join(f"`{folder}`" for folder in _by_folder(self.writes))
-        files = (f" Reads {reads}." if reads else "") + (f" Writes {writes}." if writes else "")
-        return f"{self._time()}; {self._memory()}, {self._cost()}.{files}"
-
-    def _time(self) -> str:
-        seconds = self.estimate.seconds
-        if seconds is None: return "**How long it takes here is unknown**: this machine has done nothing like it yet"
-        last = f"; the last run took {timedelta(seconds=round(self.last))}" if self.last else ""
-        return f"**About {duration(seconds)} here** (measured{last})"
-
-    def _memory(self) -> str:
-        ram, gpu = self.estimate.ram_gb, self.estimate.gpu_gb
-        if ram is None or gpu is None: return "how much memory it needs is not known"
-        return f"needs {ram:.1f} GB of RAM" + (f" and {gpu:.1f} GB of a GPU" if gpu else "")
-
-    def _cost(self) -> str:
-        usd, n = self.estimate.usd, self.estimate.requests
-        if usd is None: return "costs $? (settings.ini lacks a price)"
-        return f"costs about ${usd:,.2f} for {n:,} requests" if usd else "costs nothing"
-
-    def _state(self, names: list[str]) -> str:
-        here = sum(self.reads[name] for name in names)
-        if here == len(names): return "there"
-        if here or self.gathers and len(names) > 1: return f"{here} of {len(names)} there"
-        return f"not there yet: run {WRITER.get(names[0].partition('/')[0], '1_build_data')} first"
 
 
 def _by_folder(names: Iterable[str]) -> dict[str, list[str]]: # By what they have in common, or their name where alone
     groups = defaultdict(list)
     for name in names: groups[name if "@" in name else name.partition("/")[0]].append(name)
     return {group[0] if len(group) == 1 else os.path.commonpath(group) + "/": group for group in groups.values()}
+
+
+def _inputs(cfg: Settings, names: list[str], gathers: bool) -> str:
+    "Whether some files of one folder are there"
+    here = sum(input_path(cfg, name).exists() for name in names)
+    if here == len(names): return "there"
+    if here or gathers and len(names) > 1: return f"{here} of {len(names)} there"
+    return f"not there yet: run {WRITER.get(names[0].partition('/')[0], '1_build_data')} first"
 
 # %% ../../nbs/running/75_estimate.ipynb #771c88ea
 def _stages_with(cfg: Settings, notebook: str, parameters: dict) -> list[Stage]:
@@ -377,11 +361,15 @@ def about(
     cfg: Settings,
     notebook: str, # e.g. 3_finetune
     **parameters, # student, variant, seed or of, where the notebook has them; None: all that there are
-) -> About:
+) -> Line:
     "What this notebook will take here"
     stages = _stages_with(cfg, notebook, {k: v for k, v in parameters.items() if v is not None})
     stage, known = stages[-1], records(cfg) # of notebook 2, the last does it all
-    writes = tuple(dict.fromkeys(output for s in stages for output in s.outputs))
-    reads = {name: input_path(cfg, name).exists() for s in stages for name in s.inputs if name not in writes}
     last = known[stage.name]["seconds"] if tells(known.get(stage.name, {})) else None
-    return About(estimates(cfg, [stage], known)[stage.name], last, reads, writes, stage.gathers)
+    writes = dict.fromkeys(output for s in stages for output in s.outputs)
+    reads = _by_folder(dict.fromkeys(name for s in stages for name in s.inputs if name not in writes))
+    parts = [_takes(estimates(cfg, [stage], known)[stage.name], last)]
+    states = [f"`{folder}` ({_inputs(cfg, names, stage.gathers)})" for folder, names in reads.items()]
+    if states: parts.append(f"Reads {'; '.join(states)}.")
+    if writes: parts.append(f"Writes {', '.join(f'`{folder}`' for folder in _by_folder(writes))}.")
+    return Line(" ".join(parts))
