@@ -29,7 +29,7 @@ from ..traces.store import Spent
 # %% ../../nbs/running/75_estimate.ipynb #fb14fbb3
 class Estimate(NamedTuple):
     "What a stage is expected to take"
-    seconds: float | None # None: unknown, this machine has done nothing like it
+    seconds: float | None # None: unknown, no record of this machine tells
     ram_gb: float | None # None: unknown, as of a student that was never here
     gpu_gb: float | None # On each GPU that it uses; 0: none is used; None: unknown
     usd: float | None # None: a price is missing
@@ -152,7 +152,7 @@ def total_time(
     "How long some stages take together, in words"
     timed = [s for s in seconds if s is not None]
     unknown = len(seconds) - len(timed)
-    if not timed: return "unknown time (this machine has done nothing like it yet)"
+    if not timed: return "unknown time (no record on this machine yet)"
     words = f"about {duration(sum(timed) / min(side_by_side(cfg), len(timed)))}"
     return words + (f" and {unknown:,} stage{'s' * (unknown > 1)} of unknown length" if unknown else "")
 
@@ -322,9 +322,10 @@ class Line(str):
 
 def _takes(estimate: Estimate, last: float | None) -> str: # Seconds of the last run
     seconds, ram, gpu, usd, n = estimate
-    if seconds is None: time = "**How long it takes here is unknown**: this machine has done nothing like it yet"
-    elif last: time = f"**About {duration(seconds)} here** (measured; the last run took {timedelta(seconds=round(last))})"
-    else: time = f"**About {duration(seconds)} here** (measured)"
+    if seconds is None: time = "**How long it takes here is unknown** (no record on this machine yet)"
+    else:
+        once = f"; the last run took {timedelta(seconds=round(last))}" if last else ""
+        time = f"**About {duration(seconds)} here** (measured{once})"
     if ram is None or gpu is None: memory = "how much memory it needs is not known"
     else: memory = f"needs {ram:.1f} GB of RAM" + (f" and {gpu:.1f} GB of a GPU" if gpu else "")
     if usd is None: cost = "costs $? (settings.ini lacks a price)"
