@@ -123,7 +123,7 @@ def saved(page: Browser, file: Path) -> list[dict]:
 def test_links_of_the_index_are_files_of_a_clone():
     text = "".join("".join(cell["source"]) for cell in json.loads((ROOT / "nbs/index.ipynb").read_text())["cells"])
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
-    assert links and [link for link in links if not (ROOT / "nbs" / link).is_file()] == [] # a folder opens nothing in Lab
+    assert links and [link for link in links if not (ROOT / "nbs" / link).is_file()] == [] # no folders
 
 
 @pytest.mark.slow

