@@ -42,6 +42,9 @@ def short_path(
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
 
 
+_short = short_path # TODO: goes when traces/ imports short_path
+
+
 def why_not(
     error: Exception, # What a writer raised; libraries raise exceptions of their own for a full disk
     path: Path, # What it was to write

@@ -273,10 +273,14 @@ def _environment() -> dict[str, str]:
             if name.startswith("SMOLTRACES_") and name not in reserved}
 
 
+_removed = {"warm": "every stage starts a kernel of its own"} # settings of earlier versions, and what holds now
+
+
 def _check_keys(pairs: dict, place: str):
     for key in pairs:
         if key in Settings.model_fields and key != "profile": continue
         name = f"SMOLTRACES_{key.upper()}" if place == "the environment" else repr(key)
+        if key in _removed: raise InputError(f"Setting {name} in {place} is no more, as {_removed[key]}: leave it out.")
         raise InputError(f"Unknown setting {name} in {place}: {nearest(key, Settings.model_fields)}")
 
 

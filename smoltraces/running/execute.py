@@ -96,8 +96,8 @@ def origin(
     cfg: Settings,
 ) -> dict: # git, lock, machine, versions
     "What a record says of where its result comes from"
-    lock = cfg._root / "requirements.lock"
-    return {"git": git(cfg._root), "lock": sha256(lock) if lock.is_file() else None, "machine": hardware(),
+    lock = cfg.root / "requirements.lock"
+    return {"git": git(cfg.root), "lock": sha256(lock) if lock.is_file() else None, "machine": hardware(),
             "versions": versions(*PACKAGES)}
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0104
@@ -213,7 +213,7 @@ def _failure(cfg: Settings, stage: Stage, overrides: dict, kind: str, why: str, 
     resume = shlex.join(["smoltraces", "reproduce", "--profile", cfg.profile,
                          *(part for k, v in overrides.items() for part in ("--set", f"{k}={v}"))])
     message = f"{stage} failed: {why} Its notebook is {cfg.out}/{cfg.profile}/{where}; go on with: {resume}"
-    return StageError(scrub(message, cfg._root), 2 if kind in _bad_input else 1, kind, why)
+    return StageError(scrub(message, cfg.root), 2 if kind in _bad_input else 1, kind, why)
 
 # %% ../../nbs/running/72_execute.ipynb #052ebf33
 def tidy(
@@ -256,7 +256,7 @@ def _keep_page(cfg: Settings, stage: Stage, failure: tuple[str, str] | None): # 
     notebook = json.loads(growing.read_text(encoding="utf-8"))
     if failure: _mark(notebook, *failure)
     tidy(notebook)
-    write_text(executed_path(cfg, stage), scrub(json.dumps(notebook, indent=1, ensure_ascii=False), cfg._root) + "\n")
+    write_text(executed_path(cfg, stage), scrub(json.dumps(notebook, indent=1, ensure_ascii=False), cfg.root) + "\n")
     growing.unlink()
 
 # %% ../../nbs/running/72_execute.ipynb #23c73081
@@ -348,14 +348,14 @@ def _papermill(cfg: Settings, stage: Stage, overrides: dict, kernel: Kernel, env
     "Run a stage's notebook"
     import papermill
     notebook = notebook_of(cfg, stage)
-    log = Log(log_path(cfg, stage), scrubber(cfg._root))
-    register(cfg._root)
+    log = Log(log_path(cfg, stage), scrubber(cfg.root))
+    register(cfg.root)
     if cfg.time_limit:
         kernel.limit(60 * cfg.time_limit, f"it took longer than time_limit = {cfg.time_limit:g} minutes: raise that.")
     try:
         papermill.execute_notebook(
             notebook, f"{SCRUBBED}{growing_path(cfg, stage)}",
-            {"profile": cfg.profile, **reset_parameters(notebook), **stage.parameters, **overrides}, cwd=cfg._root,
+            {"profile": cfg.profile, **reset_parameters(notebook), **stage.parameters, **overrides}, cwd=cfg.root,
             kernel_name="python3", progress_bar=False, stdout_file=log, stderr_file=log,
             extra_arguments=["--log-level=ERROR"], on_cell_start=kernel.check,
             kernel_manager_class=_manager_class(kernel, environment, log))
@@ -442,7 +442,7 @@ def execute(
                   **(source or origin(cfg))}
     except (Exception, KeyboardInterrupt) as e:
         kind, why, cell = _explain(e, kernel, oom_kills)
-        failure = kind, scrub(why, cfg._root)
+        failure = kind, scrub(why, cfg.root)
         raise _failure(cfg, stage, overrides, *failure, cell, began, time.monotonic() - start) from None
     finally:
         with contextlib.suppress(*((OSError, InputError) if failure else ())): _keep_page(cfg, stage, failure)

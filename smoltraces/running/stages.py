@@ -260,14 +260,9 @@ def notebook_of(
     stage: Stage,
 ) -> Path: # Raises InputError where it is missing
     "The notebook that a stage executes"
-    return _notebook(cfg._root, stage.notebook)
-
-
-@lru_cache
-def _notebook(root: Path, name: str) -> Path:
-    path = root / "nbs" / "experiments" / f"{name}.ipynb"
+    path = cfg.root / "nbs" / "experiments" / f"{stage.notebook}.ipynb"
     if path.is_file(): return path
-    raise InputError(f"nbs/experiments/{name}.ipynb is missing beside settings.ini: run inside a clone of SmolTraces.")
+    raise InputError(f"nbs/experiments/{path.name} is missing beside settings.ini: run inside a clone of SmolTraces.")
 
 
 def input_path(
@@ -276,26 +271,19 @@ def input_path(
 ) -> Path:
     "Where an input lies"
     own = name.partition("@")[2] if name in cfg.benchmarks else ""
-    return cfg._root / Path(own).expanduser() if own else cfg.path(name)
+    return cfg.root / Path(own).expanduser() if own else cfg.path(name)
 
 # %% ../../nbs/running/71_stages.ipynb #7eadc76a
 class Hashes:
     "SHA-256 of a run's files and folders, remembered between runs in `runs/.hashes.json`"
-    def __init__(self, cfg: Settings, still: bool = False): # Whether nothing changes meanwhile
-        self.cfg, self.base, self.still = cfg, str(cfg.path()), still
-        self.file, self.new, self.current = cfg.path("runs", ".hashes.json"), False, {}
+    def __init__(self, cfg: Settings):
+        self.cfg, self.base, self.file, self.new = cfg, str(cfg.path()), cfg.path("runs", ".hashes.json"), False
         try: self.memory = read_json(self.file) # by name: what marked that version, and its hash
         except InputError: self.memory = {}
 
     def __call__(self, name: str) -> str: # Raises OSError where it is not there
         "The hash of a file's bytes, or of a folder's names and bytes"
-        if self.still and name in self.current: return self.current[name]
-        if "@" in name and name in self.cfg.benchmarks: digest = sha256(input_path(self.cfg, name))
-        else: digest = self._of_run(name)
-        self.current[name] = digest
-        return digest
-
-    def _of_run(self, name: str) -> str:
+        if "@" in name and name in self.cfg.benchmarks: return sha256(input_path(self.cfg, name))
         mark, newest = _mark(path := f"{self.base}/{name}")
         if (entry := self.memory.get(name)) and entry[0] == mark: return entry[1]
         digest = sha256(path)
@@ -415,7 +403,7 @@ def assess(
     hash_of: Callable[[str], str] | None = None, # Such as `recorded`; None: of the files
 ) -> dict[str, State]: # By the stage's name
     "What is done, what has to run, and why"
-    hashes, states = Hashes(cfg, still=True), {}
+    hashes, states = Hashes(cfg), {}
     if record_of is None: record_of = records(cfg)
     maker = {output: stage for stage in stages for output in stage.outputs}
     for stage in stages:

@@ -13,7 +13,7 @@ from small_runs import amend, predictions, small_run, stage, weights
 from smoltraces.files import read_json, sha256, write_json, write_text
 from smoltraces.running import verify as records
 from smoltraces.running import verify as verifying
-from smoltraces.running.locks import Locks
+from smoltraces.running.execute import hold
 from smoltraces.running.verify import (
     BROKEN,
     CHANGED,
@@ -319,10 +319,7 @@ def test_older_records_lack_much(run):
 def test_no_clone_failures_and_work_under_way(run):
     for file in (run / "runs").glob("*.json"): amend(run, file.stem, git=None, lock=None)
     write_json(run / "runs" / "4_evaluate-x.failed.json", {"stage": "4_evaluate-x", "why": "No disk space left."})
-    locks = Locks(run / "runs" / ".locks")
-    locks.take("3_finetune-x")
-    facts = verify(run).facts.set_index("what").said
-    locks.close()
+    with hold(run / "runs", "3_finetune-x"): facts = verify(run).facts.set_index("what").said
     assert facts["commit"] == facts["lock"] == "none"
     assert facts["failed"] == "4_evaluate-x: No disk space left." and facts["at work"].startswith("3_finetune-x:")
     assert "at work" not in verify(run).facts.what.tolist()
