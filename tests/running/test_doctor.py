@@ -209,6 +209,7 @@ def test_doctor_is_light():
     assert done.stdout.strip() == "set()", done.stderr
 
 
+@pytest.mark.slow
 def test_command_prints_json_exits_1_on_failure_and_shows_no_key(tmp_path):
     folder = project(tmp_path)
     (folder / ".env").write_text(f"DEEPSEEK_API_KEY={SECRET}\n")
