@@ -69,7 +69,7 @@ class Status:
         sentences = [f"{len(self.rows):,} stages: " + ", ".join(f"{counts[s]:,} {s}" for s in states if counts[s])]
         if parts := [row.estimate for row in self.due]:
             ram, gpu = max(e.ram_gb or 0 for e in parts), max(e.gpu_gb or 0 for e in parts)
-            memory = [f"{ram:.1f} GB of memory at most in one"] + ([f"{gpu:.1f} GB of a GPU"] if gpu else [])
+            memory = [f"{ram:.1f} GB of memory at most in one"] * bool(ram) + [f"{gpu:.1f} GB of a GPU"] * bool(gpu)
             time_left = total_time(self.cfg, [row.left for row in self.due])
             sentences.append("To come: " + ", ".join([time_left, *memory, *(_cost(parts) or ["no cost"])]))
         if self.usd: sentences.append(f"Paid: ${self.usd:,.2f}")
