@@ -398,8 +398,8 @@ def clear(
     stage: Stage,
 ) -> None:
     "Remove what a killed run of this stage left half-written, but for checkpoints"
-    for output in stage.outputs:
-        path = cfg.path(output)
+    notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage)
+    for path in (*map(cfg.path, stage.outputs), *notes):
         left = [*path.parent.glob(f".{path.name}.*.partial"), *(path.rglob(".*.partial") if path.is_dir() else ())]
         for each in left: shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
     growing_path(cfg, stage).unlink(missing_ok=True)

@@ -282,7 +282,8 @@ def test_ten_kills_at_random_moments(whole, tmp_path, kill):
     folder = light(tmp_path / "p")
     survives(lambda: Background(folder, *FEW), kill, lambda folder: shutil.rmtree(folder / "outputs"), kill.__name__)
     assert results(folder) == results(whole)
-    assert not [p for p in (folder / "outputs").rglob(".*.partial")]
+    left = [p.name for p in (folder / "outputs").rglob(".*.partial")]
+    assert [name for name in left if not name.startswith(("..hashes", ".manifest"))] == []  # of a stage
 
 
 @pytest.mark.slow
