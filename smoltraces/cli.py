@@ -261,11 +261,12 @@ def publish(
     set_: Set = None,
 ):
     "Publish a run's training sets as one data set repository, with a card."
-    import smoltraces.evidence.publish as publishing
+    from smoltraces.evidence.publish import publish as push
+    from smoltraces.evidence.publish import stage as write_repository
     cfg = load_settings(profile, **overrides(set_))
     if (to is None) == (stage is None): raise InputError("Say either --to USER/NAME or --stage FOLDER.")
-    if stage: return typer.echo(f"{publishing.stage(cfg, stage)}: read its README.md before it goes anywhere.")
-    typer.echo(publishing.publish(cfg, to, private=not public))
+    if stage: return typer.echo(f"{write_repository(cfg, stage)}: read its README.md before it goes anywhere.")
+    typer.echo(push(cfg, to, private=not public))
 
 
 @app.command()

@@ -17,12 +17,12 @@ from smoltraces.settings import load_settings
 
 
 def seconds(work, times: int = 3) -> float:
-    took = []
+    durations = []
     for _ in range(times):
         start = time.perf_counter()
         work()
-        took.append(time.perf_counter() - start)
-    return min(took)
+        durations.append(time.perf_counter() - start)
+    return min(durations)
 
 
 def main(n: int = 10_000):
@@ -40,13 +40,13 @@ def main(n: int = 10_000):
         files = list(cfg.path("runs").iterdir())
         texts = [file.read_bytes() for file in files]
         known = {file.stem: json.loads(text) for file, text in zip(files, texts, strict=True)}
-        loading, told = seconds(lambda: list(map(json.loads, texts))), seconds(lambda: estimates(cfg, stages, known))
-        print(f"estimates of {len(stages):,} stages  {told:.3f} s   limit 0.5 s   {told / loading:.2f} × json-loading "
+        loading, took = seconds(lambda: list(map(json.loads, texts))), seconds(lambda: estimates(cfg, stages, known))
+        print(f"estimates of {len(stages):,} stages  {took:.3f} s   limit 0.5 s   {took / loading:.2f} × json-loading "
               f"their {len(files):,} records ({loading:.3f} s)")
-        told = seconds(lambda: estimates(cfg, stages, {}))
-        print(f"without a record            {told:.3f} s   limit 0.5 s   {told / loading:.2f} × the same")
-        told = seconds(lambda: about(cfg, "3_finetune", student=cfg.students[0], variant="ST", seed=1))
-        print(f"about, among as many        {told:.3f} s   {told / loading:.2f} × the same")
+        took = seconds(lambda: estimates(cfg, stages, {}))
+        print(f"without a record            {took:.3f} s   limit 0.5 s   {took / loading:.2f} × the same")
+        took = seconds(lambda: about(cfg, "3_finetune", student=cfg.students[0], variant="ST", seed=1))
+        print(f"about, among as many        {took:.3f} s   {took / loading:.2f} × the same")
 
 
 if __name__ == "__main__": main(*map(int, sys.argv[1:]))

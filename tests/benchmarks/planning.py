@@ -11,10 +11,7 @@ from light import light  # noqa: E402
 from smoltraces import files  # noqa: E402
 from smoltraces.files import sha256  # noqa: E402
 from smoltraces.running.stages import basis, plan, records  # noqa: E402
-from smoltraces.running.status import (
-    preview,  # noqa: E402
-    status,  # noqa: E402
-)
+from smoltraces.running.status import preview, status  # noqa: E402
 from smoltraces.settings import load_settings  # noqa: E402
 
 
@@ -59,7 +56,7 @@ def main(cells: int = 10_000):
         files._digest.cache_clear()  # as in a new process
         read = seconds(lambda: records(cfg))
         first = seconds(lambda: preview(cfg), 1)
-        assert {line.state.state for line in preview(cfg).lines} == {"done"}
+        assert {row.state for row in preview(cfg).rows} == {"done"}
         rows = {"reading the records (the baseline)": read, "a plan, nothing done": new,
                 "a plan, all done, every file hashed": first,
                 "a plan, all done, hashes remembered": seconds(lambda: preview(cfg)),

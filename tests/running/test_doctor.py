@@ -1,4 +1,4 @@
-"""The doctor tells what a run would fail on, what to do about it and where to begin, and shows no secret."""
+"""The doctor says what a run would fail on, what to do about it and where to begin, and shows no secret."""
 import http.server
 import io
 import json
@@ -6,7 +6,6 @@ import socketserver
 import subprocess
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,6 @@ from conftest import ROOT, SECRET, environment, project, smoltraces
 from rich.console import Console
 
 from smoltraces.running import doctor
-from smoltraces.running import doctor as machine
 from smoltraces.running.doctor import (
     Check,
     advise,
@@ -23,10 +21,12 @@ from smoltraces.running.doctor import (
     check_kernel,
     check_keys,
     check_lock,
+    check_modules,
     checks,
     key_names,
     show,
 )
+from smoltraces.running.execute import cores
 from smoltraces.settings import load_settings
 from smoltraces.students import memory
 from smoltraces.students.memory import Card
@@ -39,19 +39,20 @@ KEYS = ("DEEPSEEK_API_KEY", "OPENAI_API_KEY", "HF_TOKEN")
 def no_keys(monkeypatch, tmp_path):
     for name in KEYS: monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "none"))
-    monkeypatch.setattr(doctor, "_token", lambda: "")
+    monkeypatch.setattr(doctor, "_login", lambda: "")
 
 
 @pytest.fixture
 def hub(monkeypatch):
     "A stand-in for the hub: what it answers, and what it was asked"
-    told = SimpleNamespace(status=200, wait=0, asked=[])
+    stand_in = SimpleNamespace(status=200, go_on=threading.Event(), requests=[])
+    stand_in.go_on.set()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
-            told.asked.append((self.command, self.path))
-            time.sleep(told.wait)
-            self.send_response(told.status)
+            stand_in.requests.append((self.command, self.path))
+            stand_in.go_on.wait()
+            self.send_response(stand_in.status)
             self.end_headers()
 
         def log_message(self, *_): pass
@@ -64,26 +65,26 @@ def hub(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    told.port = server.server_port
-    monkeypatch.setenv("HF_ENDPOINT", f"http://ana:{SECRET}@127.0.0.1:{told.port}")
-    yield told
+    stand_in.port = server.server_port
+    monkeypatch.setenv("HF_ENDPOINT", f"http://ana:{SECRET}@127.0.0.1:{stand_in.port}")
+    yield stand_in
+    stand_in.go_on.set()
     server.shutdown()
     server.server_close()
 
 
 def test_hub_is_asked_once_and_only_where_the_run_is_not_offline(hub, monkeypatch):
     online = load_settings("laptop", offline=False)
-    assert check_hub(load_settings("laptop")).state == "ok" and hub.asked == []
-    found = check_hub(online)
-    assert (found.state, found.found, len(hub.asked)) == ("ok", f"127.0.0.1:{hub.port} answers", 1)
+    assert check_hub(load_settings("laptop")).state == "ok" and hub.requests == []
+    check = check_hub(online, timeout=60)
+    assert (check.state, check.found, len(hub.requests)) == ("ok", f"127.0.0.1:{hub.port} answers", 1)
     hub.status = 401 # it answers, if not to everybody
-    assert check_hub(online).state == "ok"
+    assert check_hub(online, timeout=60).state == "ok"
     hub.status = 503
-    found = check_hub(online)
-    assert found.state == "fail" and "status 503" in found.found and SECRET not in str(found) and found.mend
-    hub.wait, began = 5, time.monotonic()
-    found = check_hub(online, timeout=0.3)
-    assert found.state == "fail" and time.monotonic() - began < hub.wait
+    check = check_hub(online, timeout=60)
+    assert check.state == "fail" and "status 503" in check.found and SECRET not in str(check) and check.mend
+    hub.go_on.clear()
+    assert check_hub(online, timeout=0.3).state == "fail" # it did not wait for the answer, which does not come
     for address in ("http://127.0.0.1:1", "no address", "http://["):
         monkeypatch.setenv("HF_ENDPOINT", address)
         assert check_hub(online).state == "fail"
@@ -108,7 +109,7 @@ def test_keys_are_asked_for_where_something_uses_them(no_keys, monkeypatch):
     gpqa = dict(offline=False, benchmarks="gpqa_diamond")
     assert list(key_names(load_settings("laptop", **gpqa))) == ["HF_TOKEN"]
     assert check_keys(load_settings("laptop", **gpqa)).mend.startswith("write HF_TOKEN=… into .env")
-    monkeypatch.setattr(doctor, "_token", lambda: "hf_login") # the hub's own client is logged in
+    monkeypatch.setattr(doctor, "_login", lambda: "hf_login") # the hub's own client is logged in
     assert check_keys(load_settings("laptop", **gpqa)).state == "ok"
     broken = load_settings("laptop", teacher_lm="gpt-4o", teacher_lm_url="http://[")
     assert check_keys(broken).mend == "mend teacher_…_url or student_url"
@@ -122,20 +123,19 @@ def kernelspec(folder, *argv):
     (folder / "kernels" / "python3" / "kernel.json").write_text(json.dumps(spec))
 
 
-def test_kernel_of_another_python_is_told(monkeypatch, tmp_path):
+def test_kernel_of_another_python_is_named(monkeypatch, tmp_path):
     kernelspec(tmp_path, sys.executable, "-c", "import sys; sys.prefix = '/elsewhere'\n"
                "from ipykernel.kernelapp import main; main()")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    found = check_kernel()
-    assert found.state == "fail" and "another Python" in found.found and "ipykernel install" in found.mend
+    check = check_kernel()
+    assert check.state == "fail" and "another Python" in check.found and "ipykernel install" in check.mend
 
 
 @pytest.mark.parametrize("argv", [("/no/such/python",), ("/bin/false",)])
-def test_kernel_that_does_not_start_is_told(monkeypatch, tmp_path, argv):
+def test_kernel_that_does_not_start_is_named(monkeypatch, tmp_path, argv):
     kernelspec(tmp_path, *argv)
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
-    began = time.monotonic()
-    assert check_kernel().state == "fail" and time.monotonic() - began < 30
+    assert "does not start" in check_kernel(timeout=600).found
 
 
 def test_lock_drift_names_what_differs(tmp_path):
@@ -151,15 +151,19 @@ def test_lock_drift_names_what_differs(tmp_path):
     assert drifted.mend == "make -B .venv/ready"
 
 
-def test_disk_that_is_full_or_read_only_is_told(monkeypatch):
-    cfg = load_settings("laptop")
-    assert [check_disk(cfg, lambda folder, n=n: n)[0].state for n in (0.01, 500)] == ["fail", "ok"]
-    monkeypatch.setattr(machine.os, "access", lambda path, mode: False)
-    assert check_disk(cfg)[0].found == "it cannot be written to"
+def test_disk_that_is_read_only_is_named(monkeypatch):
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    assert check_disk(load_settings("laptop"))[0].found == "it cannot be written to"
+
+
+def test_missing_packages_are_named_with_what_brings_them():
+    check = check_modules(load_settings("smoke", backend="vllm", report_to="wandb"))
+    assert check.found.endswith("vllm, wandb missing")
+    assert '"smoltraces[vllm]"' in check.mend and '"wandb"' in check.mend
 
 
 def test_advice_follows_from_what_is_there(no_keys, monkeypatch):
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1e13))
+    monkeypatch.setattr(doctor.psutil, "disk_usage", lambda folder: SimpleNamespace(free=1e13))
     cfg = load_settings("laptop")
     here = advise(cfg, ())
     assert here.profile == "laptop" and here.others["gpu"].endswith("without a GPU")
@@ -173,15 +177,15 @@ def test_advice_follows_from_what_is_there(no_keys, monkeypatch):
     assert dear.profile == "paper" and "for its teachers" in dear.why and "$" not in one.why
     monkeypatch.setattr(memory, "available", lambda device=None: (4.0, "RAM"))
     low = advise(cfg, ())
-    assert low.profile == "smoke" and "needs" in low.others["laptop"] and low.why.startswith("about ")
+    assert low.profile == "smoke" and "needs" in low.others["laptop"] and f" on {cores()} core" in low.why
     monkeypatch.setattr(memory, "available", lambda device=None: (0.5, "RAM"))
     least = advise(cfg, ())
     assert least.profile == "smoke" and "0.5 free" in least.why and "smoke" not in least.others
 
 
-def printed(width, *found):
+def printed(width, *some):
     out = io.StringIO()
-    code = show(list(found), advise(load_settings("laptop"), ()), console=Console(file=out, width=width))
+    code = show(list(some), advise(load_settings("laptop"), ()), console=Console(file=out, width=width))
     return code, out.getvalue()
 
 
@@ -205,18 +209,19 @@ def test_doctor_is_light():
     assert done.stdout.strip() == "set()", done.stderr
 
 
+@pytest.mark.slow
 def test_command_prints_json_exits_1_on_failure_and_shows_no_key(tmp_path):
     folder = project(tmp_path)
     (folder / ".env").write_text(f"DEEPSEEK_API_KEY={SECRET}\n")
     keys = dict(OPENAI_API_KEY=SECRET + "-2", HF_ENDPOINT="http://127.0.0.1:1", HF_TOKEN="")
     done = smoltraces("doctor", "--profile", "paper", "--json", cwd=folder, **keys)
-    told = json.loads(done.stdout)
-    by = {check["name"]: check for check in told["checks"]}
-    assert done.returncode == 1 and not told["ok"] and SECRET not in done.stdout + done.stderr
+    shown = json.loads(done.stdout)
+    by = {check["name"]: check for check in shown["checks"]}
+    assert done.returncode == 1 and not shown["ok"] and SECRET not in done.stdout + done.stderr
     assert by["hub"]["state"] == "fail" and {"DEEPSEEK_API_KEY set in .env", "OPENAI_API_KEY set"} <= set(
         by["keys"]["found"].split(", "))
-    assert told["recommended"]["profile"] in ("smoke", "laptop", "gpu", "paper")
-    assert told["recommended"]["command"].startswith("smoltraces reproduce --profile ") # no Makefile there
+    assert shown["recommended"]["profile"] in ("smoke", "laptop", "gpu", "paper")
+    assert shown["recommended"]["command"].startswith("smoltraces reproduce --profile ") # no Makefile there
     done = smoltraces("doctor", "--profile", "smoke", cwd=folder)
     assert done.returncode == 0, done.stdout
     assert "Begin with the profile" in done.stdout and "fail" not in done.stdout
@@ -224,7 +229,7 @@ def test_command_prints_json_exits_1_on_failure_and_shows_no_key(tmp_path):
 
 
 def test_every_check_says_what_to_do():
-    found = checks(load_settings("paper", offline=True, students="nobody/nothing", teacher_lm="unpriced"))
+    every = checks(load_settings("paper", offline=True, students="nobody/nothing", teacher_lm="unpriced"))
     assert {"python", "versions", "packages", "memory", "disk", "CPU", "GPU", "kernel", "keys", "hub", "isolation",
-            "nothing"} <= {check.name for check in found}
-    for check in found: assert check.state in ("ok", "warn", "fail") and (check.state == "ok" or check.mend), check
+            "nothing"} <= {check.name for check in every}
+    for check in every: assert check.state in ("ok", "warn", "fail") and (check.state == "ok" or check.mend), check
