@@ -175,7 +175,7 @@ def test_no_server_and_no_key(tmp_path, monkeypatch):
 def test_budget_is_never_exceeded(tmp_path):
     with serve(characters=100, log=tmp_path / "log") as server, Store(tmp_path / "s.sqlite") as store:
         endpoint = near(server, in_flight=32)
-        one = endpoint.most(requests(1)[0])
+        one = endpoint.max_cost(requests(1)[0])
         with pytest.raises(OutOfBudget, match="raise budget_usd"):
             ask(endpoint, requests(300), store, budget_usd=20 * one, progress=False)
         spent = store.spent()["m"]
@@ -191,7 +191,7 @@ def test_budget_is_never_exceeded(tmp_path):
 def test_budget_holds_for_two_runs(tmp_path):
     with serve(latency=0.05, log=tmp_path / "log") as server, Store(tmp_path / "s.sqlite") as store:
         endpoint, shown = near(server), []
-        budget = 40 * endpoint.most(requests(1)[0])
+        budget = 40 * endpoint.max_cost(requests(1)[0])
 
         def other(request, response):  # a second run while the first is under way
             if shown: return
@@ -275,7 +275,7 @@ def test_full_disk(tmp_path):
             assert len(paid) == 150 and set(paid.values()) == {1}
     said = done.stdout.splitlines()
     assert all("free some" in line for line in said[::3]), said
-    assert said[2::3] == ["True 150 outFalse", "True 150 outTrue"] and not any("reserve" in line for line in said[1::3])
+    assert said[2::3] == ["True 150 outFalse", "True 150 outTrue"] and not any("-run-" in line for line in said[1::3])
     assert (tmp_path / "outFalse").read_bytes() == (tmp_path / "outTrue").read_bytes()
 
 
@@ -283,7 +283,7 @@ def test_pace_follows_429(tmp_path):
     with serve(latency=0.02, at_once=8, retry_after="10ms") as server, Store(tmp_path / "s.sqlite") as store:
         limits = []
         totals = ask(near(server, in_flight=64, backoff=0.02), requests(500), store,
-                     progress=lambda pulse: limits.append(pulse.limit))
+                     progress=lambda progress: limits.append(progress.limit))
         assert totals.statuses == {"ok": 500}
         assert limits[-1] < 16 and totals.tries < 500 * 1.4, (limits, totals)
 
