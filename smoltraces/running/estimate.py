@@ -23,7 +23,7 @@ from ..files import read_json
 from .stages import Stage, input_path, plan, records
 from ..settings import InputError, Settings, Variant, load_settings
 from ..students.memory import GB, SHAPES, Shape, cards, fit, shape
-from ..traces.store import _SCHEMA, Store
+from ..traces.store import StoreReader
 
 # %% ../../nbs/running/75_estimate.ipynb #1ee93680
 PUBLISHED = {"math500": 500, "aime24": 30, "gpqa_diamond": 198} # problems
@@ -292,20 +292,6 @@ def needs(
     return _libraries[stage.notebook] + n * _text[embedded], 0
 
 # %% ../../nbs/running/75_estimate.ipynb #55d25850
-class _Reader(Store):
-    "The answers that were paid for, to be read alone; none where there is no store"
-    def __init__(self, path: Path):
-        self.path, self._lock = path, threading.RLock()
-        try:
-            self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
-            self.spent()
-        except (sqlite3.Error, InputError):
-            self._db = sqlite3.connect(":memory:")
-            self._db.executescript(_SCHEMA)
-
-    def close(self): self._db.close()
-
-
 def _stand_in(split: str):
     from smoltraces.schema import Problem
     return Problem("0" * 16, "assumed", "math", "word " * 80, None, "0", "math", "{}", split)
@@ -337,10 +323,10 @@ def due(
 ) -> list: # Of `asking.Estimate`; raises InputError where a price is missing
     "What a stage would have to pay for"
     if stage.notebook not in ("1_build_data", "4_evaluate"): return []
-    from smoltraces.traces.teachers import _models, bill, endpoint_of, store_path, student_endpoint
+    from smoltraces.traces.teachers import bill, endpoint_of, model_variants, store_path, student_endpoint
     student, variant = cell_of(stage.parameters)
-    if not (by_api(cfg, student, variant) if student else _models(cfg)): return []
-    store = _Reader(store_path(cfg))
+    if not (by_api(cfg, student, variant) if student else model_variants(cfg)): return []
+    store = StoreReader(store_path(cfg))
     try:
         if not student: return list(bill(cfg, _train_problems(cfg, record), store).values())
         from smoltraces.evaluation.backends import Api, is_teacher
