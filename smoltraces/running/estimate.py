@@ -10,8 +10,6 @@ __all__ = ['PUBLISHED', 'DRAWN', 'answers_wanted', 'work', 'growth', 'scaled', '
 # %% ../../nbs/running/75_estimate.ipynb #1e595112
 import math
 import os
-import sqlite3
-import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace

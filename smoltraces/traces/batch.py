@@ -12,19 +12,21 @@ import hashlib
 import inspect
 import json
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import count, islice
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from ..files import _short, atomic, read_json, write_json
+from ..files import _short, atomic
 from ..settings import InputError
-from .client import Callback, Endpoint, OutOfBudget, Totals, read_completion, read_error
+from .client import Callback, Endpoint, RequestSource, Totals, read_completion, read_error
 from .store import Request, Response, Store
 
 # %% ../../nbs/traces/32_batch.ipynb #f23e25f4
@@ -73,85 +75,62 @@ def read_line(
 # %% ../../nbs/traces/32_batch.ipynb #7529bd4f
 @dataclass
 class Job:
-    "A batch, as it is written down"
+    "A batch that is under way"
     tag: str
-    host: str
-    model: str
-    stage: str = "written" # submitted, merged
-    requests: int = 0
-    input_id: str | None = None
-    batch_id: str | None = None
+    batch_id: str
+    input: Path
     status: str = "" # The server's word
-    output_id: str | None = None
-    error_id: str | None = None
-    why: str = "" # Of a batch that failed as a whole
-    code: str = ""
+    error: str = "" # Why it failed as a whole
+    error_code: str = ""
     unreadable: list[str] = field(default_factory=list) # Lines of the results
 
-    @property
-    def owner(self) -> str:
-        "Its name in the store's claims"
-        return f"batch {self.host} {self.model} {self.tag}"
+    def __post_init__(self): self.offsets = self._offsets()
 
-    @property
-    def too_large(self) -> bool: return self.code == "token_limit_exceeded" and self.requests > 1
-
-    @property
-    def reason(self) -> str:
-        "Why a request of it may have no answer"
-        lines = f"; unreadable: {', '.join(self.unreadable[:5])}" if self.unreadable else ""
-        return self.why or f"batch {self.batch_id} {self.status or 'ended'} without an answer{lines}"
-
-
-def _tag(requests: list[Request], taken: Iterable[str]) -> str:
-    "A name for a batch of these requests; another one where they were in a batch before"
-    content = hashlib.sha256("\n".join(sorted(r.key for r in requests)).encode()).hexdigest()[:16]
-    return next(t for t in (f"{content}-{n}" for n in count()) if t not in taken)
-
-
-class _Folder:
-    "The records of batches, and their files"
-
-    def __init__(self, path: Path): self.path = path
-
-    def file(self, job: Job, kind: str) -> Path: return self.path / f"{job.tag}-{kind}.jsonl"
-
-    def save(self, job: Job): write_json(self.path / f"{job.tag}.json", asdict(job))
-
-    def jobs(self, endpoint: Endpoint) -> Iterator[Job]:
-        for file in sorted(self.path.glob("*.json")):
-            try: job = Job(**read_json(file))
-            except TypeError:
-                raise InputError(f"{_short(file)} is no record of a batch: delete it; what was submitted is found at "
-                                 "the server.") from None
-            if (job.host, job.model) == (endpoint.host, endpoint.model): yield job
-
-    def clear(self, job: Job):
-        "Delete its files, but not its record"
-        for kind in ("input", "output", "error"): self.file(job, kind).unlink(missing_ok=True)
-
-    def write_input(self, job: Job, requests: list[Request]):
-        with atomic(self.file(job, "input")) as temporary, open(temporary, "w") as f:
-            for r in requests: f.write(line_of(r) + "\n")
-
-    def offsets(self, job: Job) -> dict[str, int]:
+    def _offsets(self) -> dict[str, int]:
         "Where the line of each request begins in the input, by key: the texts of a batch may not fit in memory"
         offsets, at = {}, 0
-        with open(self.file(job, "input"), "rb") as f:
+        with open(self.input, "rb") as f:
             for line in f:
                 offsets[key_of(json.loads(line))] = at
                 at += len(line)
         return offsets
 
-    def results(self, job: Job) -> Iterator[tuple[str, dict | None]]:
-        "The lines of the results with the place of each; None for what is not JSON"
-        for kind in ("output", "error"):
-            if not (file := self.file(job, kind)).is_file(): continue
-            with open(file, "rb") as f:
-                for number, text in enumerate(f, 1):
-                    try: line = json.loads(text)
-                    except ValueError: line = None
-                    yield f"line {number} of the {kind} file", line
+    @property
+    def requests(self) -> int: return len(self.offsets)
+
+    @property
+    def too_large(self) -> bool: return self.error_code == "token_limit_exceeded" and self.requests > 1
+
+    @property
+    def reason(self) -> str:
+        "Why a request of it may have no answer"
+        lines = f"; unreadable: {', '.join(self.unreadable[:5])}" if self.unreadable else ""
+        return self.error or f"batch {self.batch_id} {self.status or 'ended'} without an answer{lines}"
+
+    def responses(self, endpoint: Endpoint, results: list[Path]) -> Iterator[tuple[Request, Response]]:
+        "Each request with what became of it, once"
+        missing = dict(self.offsets)
+        with open(self.input, "rb") as lines:
+            def request(key: str) -> Request:
+                lines.seek(missing.pop(key))
+                return request_of(lines.readline())
+
+            for place, line in _lines(results):
+                if (key := key_of(line)) in missing:
+                    r = request(key)
+                    yield r, read_line(endpoint, r, line)
+                elif key not in self.offsets: self.unreadable.append(place)
+            for key in list(missing): yield (r := request(key)), Response(key, r.model, "failed", detail=self.reason)
+
+
+def _lines(results: list[Path]) -> Iterator[tuple[str, dict | None]]: # None for what is not JSON
+    "The lines of the results with the place of each"
+    for file in results:
+        with open(file, "rb") as f:
+            for number, text in enumerate(f, 1):
+                try: line = json.loads(text)
+                except ValueError: line = None
+                yield f"line {number} of the {file.stem.rpartition('-')[2]} file", line
 
 # %% ../../nbs/traces/32_batch.ipynb #080aaf81
 class NoReply(InputError):
@@ -193,15 +172,15 @@ class BatchApi:
         with self._plain_errors("take a file"), open(file, "rb") as f:
             return self.client.files.create(file=(file.name, f), purpose="batch").id
 
-    def submit(self, job: Job) -> str: # The id of the batch; of the one that is there already, where one has its tag
+    def submit(self, tag: str, input_id: str) -> str: # The id of the batch; where one has this tag already, of that
         "Submit a batch, once"
         for pause in (1, 5, 0):
-            if batch := self.submitted().get(job.tag): return batch.id
+            if batch := self.submitted().get(tag): return batch.id
             try:
                 with self._plain_errors("take a batch"):
                     return self.client.with_options(max_retries=0).batches.create(
-                        input_file_id=job.input_id, endpoint=_ENDPOINT, completion_window="24h",
-                        metadata={"smoltraces": job.tag}).id
+                        input_file_id=input_id, endpoint=_ENDPOINT, completion_window="24h",
+                        metadata={"smoltraces": tag}).id
             except NoReply:
                 if not pause: raise
                 time.sleep(pause)
@@ -215,58 +194,100 @@ class BatchApi:
                 if tag := (batch.metadata or {}).get("smoltraces"): batches[tag] = batch
         return batches
 
-    def retrieve(self, job: Job):
+    def retrieve(self, batch_id: str):
         "The batch, as it is now"
-        with self._plain_errors(f"tell of batch {job.batch_id}"): return self.client.batches.retrieve(job.batch_id)
+        with self._plain_errors(f"tell of batch {batch_id}"): return self.client.batches.retrieve(batch_id)
 
-    def download(self, file_id: str, file: Path):
+    def download(self, file_id: str, file: Path) -> Path:
         with self._plain_errors(f"hand out file {file_id}"), atomic(file) as temporary:
             with self.client.files.with_streaming_response.content(file_id) as reply: reply.stream_to_file(temporary)
+        return file
 
 # %% ../../nbs/traces/32_batch.ipynb #557ba3fe
 LIMIT, BYTES, ROUNDS = 50_000, 190_000_000, 3 # requests and bytes of a file; times that a request is tried
+_ENDED = ("completed", "failed", "expired", "cancelled")
 
 
-class _Requests:
-    "What is still to be asked"
+class _Submission:
+    "Requests on their way into batches, and batches that earlier runs left"
 
-    def __init__(self, endpoint: Endpoint, source: Iterable[Request], store: Store, budget_usd: float,
-                 then: Callback | None):
-        self.endpoint, self.source, self.store, self.then = endpoint, iter(source), store, then
-        self.budget_usd, self.totals, self.limit = budget_usd, Totals(endpoint.model), LIMIT
-        self.again, self.ready, self.over, self.held = deque(), deque(), deque(), deque()
-        self.wanted, self.in_batches = set(), set() # keys: of this call; of all batches that are under way
-        self.callbacks = ThreadPoolExecutor(1)
+    def __init__(self, source: RequestSource, folder: Path, then: Callback | None):
+        self.source, self.endpoint, self.store, self.folder, self.then = (
+            source, source.endpoint, source.store, folder, then)
+        self.api, self.limit, self.ready, self.wanted = BatchApi(self.endpoint), LIMIT, deque(), set()
+        self.jobs, self.merged, self.tries, self.refusal = {}, set(), Counter(), "" # jobs and merged ones by tag
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def owner(self, tag: str) -> str:
+        "Its name in the store's claims"
+        return f"batch {self.endpoint.host} {self.endpoint.model} {tag}"
+
+    def recover(self):
+        "Take up what earlier runs left, here or at the server"
+        self.at_server, owners = self.api.submitted(), self.store.named_owners()
+        tags = {owner.rpartition(" ")[2] for owner in owners}
+        for file in self.folder.glob("*.jsonl"):
+            if file.stem.partition("--")[0] not in tags: file.unlink() # it was merged, or is found at the server
+        for owner in owners:
+            tag = owner.rpartition(" ")[2]
+            if owner != self.owner(tag): continue # another endpoint's
+            if file := next(self.folder.glob(f"{tag}--*.jsonl"), None):
+                self.jobs[tag] = Job(tag, unquote(file.stem.partition("--")[2]), file)
+            elif not self.adopt(tag): # it was not submitted
+                self.store.retire(owner)
+                self._written(tag).unlink(missing_ok=True)
+
+    def adopt(self, tag: str) -> Job | None: # None where the server does not know it, or has deleted its input
+        "Take up a batch that the server has, though nobody noted its id"
+        if not (batch := self.at_server.get(tag)): return None
+        try:
+            if not self._written(tag).is_file(): self.api.download(batch.input_file_id, self._written(tag))
+        except NotFound: return None
+        return self._take_up(tag, batch.id)
+
+    def _written(self, tag: str) -> Path: return self.folder / f"{tag}.jsonl"
+
+    def _take_up(self, tag: str, batch_id: str) -> Job:
+        file = self._written(tag).rename(self.folder / f"{tag}--{quote(batch_id, safe='')}.jsonl")
+        self.jobs[tag] = Job(tag, batch_id, file)
+        return self.jobs[tag]
 
     def next_file(self) -> list[Request]:
-        "As many as one file may hold"
-        requests, size = {}, 0
-        while len(requests) < self.limit and (self.ready or self._look_up()):
+        "As many requests as one file may hold"
+        requests, size, taken = {}, 0, {key for job in self.jobs.values() for key in job.offsets}
+        while len(requests) < self.limit:
+            if not self.ready:
+                new, stored = self.source.next(500)
+                if not new and not stored: break
+                self.ready.extend(new)
+                self.wanted.update(r.key for r in [*new, *(r for r, _ in stored)])
+                self.deliver(stored)
+                continue
             size += len(line_of(self.ready[0])) + 1
             if requests and size > BYTES: break
             r = self.ready.popleft()
-            if r.key not in self.in_batches: requests[r.key] = r
+            if r.key not in taken: requests[r.key] = r
         return list(requests.values())
 
-    def _look_up(self) -> bool: # False where nothing is left
-        "Line up requests that the store has no answer to"
-        while not self.ready:
-            requests = [self.again.popleft() for _ in range(min(500, len(self.again)))]
-            requests = requests or ([] if self.over else list(islice(self.source, 500)))
-            if not requests: return False
-            for r in requests: self.endpoint.check(r, self.budget_usd)
-            stored = {k: r for k, r in self.store.get_many(r.key for r in requests).items() if r.final}
-            self.ready.extend(r for r in requests if r.key not in stored)
-            self.wanted.update(r.key for r in requests)
-            self.totals.stored += sum(r.key in stored for r in requests)
-            self.deliver([(r, stored[r.key]) for r in requests if r.key in stored])
-        return True
+    def submit(self, requests: list[Request]):
+        "Claim, write down, submit; or join the batch of these requests that the server has: it is paid for"
+        tag = next(tag for tag in self._tags(requests) if tag not in self.merged)
+        claimed = self.source.claim(requests, self.owner(tag), DISCOUNT)
+        if job := claimed and self.adopt(tag):
+            self.store.release(rest := [r for r in claimed if r.key not in job.offsets]).result()
+            self.source.more.extend(rest)
+        elif not claimed: self.store.retire(self.owner(tag))
+        else:
+            with atomic(self._written(tag)) as temporary, open(temporary, "w") as f:
+                for r in claimed: f.write(line_of(r) + "\n")
+            self._take_up(tag, self.api.submit(tag, self.api.upload(self._written(tag))))
 
-    def retry(self, budget_too: bool):
-        "Try those once more that could not be claimed"
-        for waiting in (self.held, self.over) if budget_too else (self.held,):
-            self.again.extend(waiting)
-            waiting.clear()
+    def _tags(self, requests: list[Request]) -> Iterator[str]:
+        "Names for a batch of these requests, but for those of batches at the server that ended with nothing"
+        content = hashlib.sha256("\n".join(sorted(r.key for r in requests)).encode()).hexdigest()[:16]
+        for tag in (f"{content}-{n}" for n in count()):
+            batch = self.at_server.get(tag)
+            if not batch or batch.status not in _ENDED or batch.output_file_id: yield tag
 
     def deliver(self, pairs: list[tuple[Request, Response]]):
         "Hand on what this call was asked for; what `then` returns is asked next"
@@ -276,179 +297,92 @@ class _Requests:
 
         async def every(): return await asyncio.gather(*(one(*pair) for pair in pairs if pair[0].key in self.wanted))
 
-        if self.then: self.again.extend(more for more in self.callbacks.submit(asyncio.run, every()).result() if more)
-
-# %% ../../nbs/traces/32_batch.ipynb #0e08d01b
-class _Submission:
-    "Batches on their way to the server, and those that earlier runs left there"
-
-    def __init__(self, api: BatchApi, requests: _Requests, folder: _Folder):
-        self.api, self.endpoint, self.requests, self.store, self.folder = (
-            api, api.endpoint, requests, requests.store, folder)
-        self.jobs, self.open, self.tries, self.refused = {}, {}, Counter(), ""
-
-    def recover(self):
-        "Take up what earlier runs left, here or at the server"
-        self.jobs = {job.tag: job for job in self.folder.jobs(self.endpoint)}
-        self.at_server = self.api.submitted()
-        prefix = Job("", self.endpoint.host, self.endpoint.model).owner
-        for owner in self.store.named_owners():
-            tag = owner.removeprefix(prefix)
-            if owner.startswith(prefix) and tag not in self.jobs and not self.adopt(tag): self.store.retire(owner)
-        for job in list(self.jobs.values()):
-            if job.stage == "merged": self.clear(job)
-            elif job.batch_id or job.tag in self.at_server:
-                job.batch_id, job.stage = job.batch_id or self.at_server[job.tag].id, "submitted"
-                self.folder.save(job)
-                self.take_up(job)
-            else: # not submitted: its requests come anew if they are still wanted, and still within the budget
-                self.clear(job)
-                (self.folder.path / f"{job.tag}.json").unlink()
-                del self.jobs[job.tag]
-
-    def adopt(self, tag: str) -> Job | None: # None where the server does not know it, or has deleted its input
-        "Write down a batch that the server has and this folder has not"
-        if not (batch := self.at_server.get(tag)): return None
-        job = Job(tag, self.endpoint.host, self.endpoint.model, "submitted", input_id=batch.input_file_id,
-                  batch_id=batch.id)
-        try: self.api.download(job.input_id, self.folder.file(job, "input"))
-        except NotFound: return None
-        self.folder.save(job)
-        self.jobs[tag] = job
-        return job
-
-    def take_up(self, job: Job):
-        if not self.folder.file(job, "input").is_file():
-            self.api.download(job.input_id, self.folder.file(job, "input"))
-        keys = self.folder.offsets(job).keys()
-        job.requests = len(keys)
-        self.open[job.tag] = job
-        self.requests.in_batches.update(keys)
-
-    def submit(self, requests: list[Request]):
-        "Claim, write down, submit"
-        waiting, job = self.requests, Job(_tag(requests, self.jobs), self.endpoint.host, self.endpoint.model)
-        if adopted := self.adopt(job.tag): return self._rejoin(adopted, requests)
-        costs = [self.endpoint.max_cost(r) * DISCOUNT for r in requests]
-        statuses = self.store.claim(requests, costs, waiting.budget_usd, owner=job.owner).result()
-        claimed, waiting.totals.pending = [], waiting.totals.pending + statuses.count("pending")
-        places = {"mine": claimed, "over": waiting.over, "held": waiting.held, "answered": waiting.again, "pending": []}
-        for r, status in zip(requests, statuses, strict=True): places[status].append(r)
-        if not claimed: return self.store.retire(job.owner)
-        self.folder.write_input(job, claimed)
-        self.folder.save(job)
-        self.jobs[job.tag] = job
-        job.input_id = self.api.upload(self.folder.file(job, "input"))
-        job.batch_id, job.stage = self.api.submit(job), "submitted"
-        self.take_up(job)
-        self.folder.save(job)
-
-    def _rejoin(self, job: Job, requests: list[Request]):
-        "The server has a batch of these requests, of which nothing else was known: it is paid for"
-        self.store.claim(requests, owner=job.owner).result()
-        self.take_up(job)
-        rest = [r for r in requests if r.key not in self.requests.in_batches]
-        self.store.release(rest).result()
-        self.requests.again.extend(rest)
-
-    def clear(self, job: Job):
-        "What is in the store is not needed twice"
-        self.store.retire(job.owner)
-        self.folder.clear(job)
+        if not self.then: return
+        with ThreadPoolExecutor(1) as thread: # Jupyter has a loop in this one
+            self.source.more.extend(more for more in thread.submit(asyncio.run, every()).result() if more)
 
 # %% ../../nbs/traces/32_batch.ipynb #ffb75488
-class _Batches(_Submission):
-    "Batches that are under way, until their answers are in the store"
+class _Run(_Submission):
+    "One call of `ask_batch`"
 
     def poll(self, job: Job) -> int: # Requests of it that are done
         "See how a batch is doing, and merge its results when it has ended"
-        batch = self.api.retrieve(job)
-        if batch.status in ("completed", "failed", "expired", "cancelled"):
-            self._fetch(job, batch)
-            self._merge(job)
+        batch = self.api.retrieve(job.batch_id)
+        if batch.status in _ENDED:
+            self.merge(job, self._fetch(job, batch))
             return job.requests
         return batch.request_counts.completed + batch.request_counts.failed if batch.request_counts else 0
 
-    def _fetch(self, job: Job, batch):
-        job.status, job.output_id, job.error_id = batch.status, batch.output_file_id, batch.error_file_id
+    def _fetch(self, job: Job, batch) -> list[Path]:
+        job.status, job.unreadable, results = batch.status, [], []
         if batch.errors and batch.errors.data:
             first = batch.errors.data[0]
-            job.code, line = first.code or "", f"line {first.line}: " if first.line else ""
-            job.why = self.endpoint.redact(f"{line}{first.message}")[:300]
-        for kind, file_id in (("output", job.output_id), ("error", job.error_id)):
-            try: file_id and self.api.download(file_id, self.folder.file(job, kind))
-            except NotFound: job.why = "the server has deleted the results"
+            job.error_code, line = first.code or "", f"line {first.line}: " if first.line else ""
+            job.error = self.endpoint.redact(f"{line}{first.message}")[:300]
+        for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
+            if not file_id: continue
+            try: results.append(self.api.download(file_id, job.input.with_name(f"{job.tag}-{kind}.jsonl")))
+            except NotFound: job.error = "the server has deleted the results"
+        return results
 
-    def _responses(self, job: Job) -> Iterator[tuple[Request, Response]]:
-        "Each request with what became of it, once"
-        missing = self.folder.offsets(job)
-        keys = set(missing)
-        with open(self.folder.file(job, "input"), "rb") as lines:
-            def request(key: str) -> Request:
-                lines.seek(missing.pop(key))
-                return request_of(lines.readline())
-
-            for place, line in self.folder.results(job):
-                if (key := key_of(line)) in missing:
-                    r = request(key)
-                    yield r, read_line(self.endpoint, r, line)
-                elif key not in keys: job.unreadable.append(place)
-            for key in list(missing): yield (r := request(key)), Response(key, r.model, "failed", detail=job.reason)
-
-    def _merge(self, job: Job):
-        job.unreadable, answered, responses = [], 0, self._responses(job)
+    def merge(self, job: Job, results: list[Path]):
+        "Put the answers into the store"
+        answered, responses = 0, job.responses(self.endpoint, results)
         while pairs := list(islice(responses, 200)):
             self.store.put([response for _, response in pairs], [r for r, _ in pairs])
             answered += sum(response.final for _, response in pairs)
-            self.requests.deliver([pair for pair in pairs if self._is_done(job, *pair)])
-        job.stage = "merged"
-        self.folder.save(job)
-        self.clear(job)
-        del self.open[job.tag]
+            self.deliver([pair for pair in pairs if self._is_done(job, *pair)])
+        if job.unreadable: warnings.warn(f"Batch {job.batch_id} has results that cannot be read: "
+                                         f"{', '.join(job.unreadable[:5])}.", stacklevel=2)
+        self.store.retire(self.owner(job.tag))
+        for file in (*results, job.input): file.unlink()
+        self.merged.add(job.tag)
+        del self.jobs[job.tag]
         if job.status != "failed" or answered: return
-        if job.too_large: self.requests.limit = max(1, job.requests // 2)
-        else: self.refused = (f"{self.endpoint.host} refused a batch of {job.requests} requests ({job.why or job.code}"
-                              "): mend that and run again; every answer so far is kept.")
+        if job.too_large: self.limit = max(1, job.requests // 2)
+        else: self.refusal = (f"{self.endpoint.host} refused a batch of {job.requests} requests ("
+                              f"{job.error or job.error_code}): mend that and run again; every answer so far is kept.")
 
     def _is_done(self, job: Job, request: Request, response: Response) -> bool: # False where it is asked again
-        totals = self.requests.totals
-        self.requests.in_batches.discard(request.key)
+        totals = self.source.totals
         self.tries[request.key] += 1
         totals.tries += 1
         totals.add(response)
-        again = job.too_large or not job.code and self.tries[request.key] < ROUNDS
-        if response.status == "failed" and again: self.requests.again.append(request)
+        again = job.too_large or not job.error_code and self.tries[request.key] < ROUNDS
+        if response.status == "failed" and again: self.source.more.append(request)
         else: totals.statuses[response.status] += 1
         return response.status != "failed" or not again
 
+    def run(self, poll_seconds: float, wait: bool, bar):
+        self.recover()
+        merged, reached = 0, time.monotonic()
+        while True:
+            idle, submitted = not self.jobs, False
+            while requests := self.next_file():
+                self.submit(requests)
+                submitted = True
+            if not self.jobs and not self.source.unfinished: return
+            if idle and submitted and not self.jobs: self.source.check_budget()
+            done = merged
+            try:
+                for job in list(self.jobs.values()):
+                    done += self.poll(job)
+                    if job.tag in self.merged: merged += job.requests
+                reached = time.monotonic()
+            except NoReply: # an outage of the server is waited out
+                if not wait or time.monotonic() - reached > 30 * poll_seconds: raise
+            bar.total = merged + sum(job.requests for job in self.jobs.values())
+            bar.set_postfix_str(f"${self.source.totals.cost_usd:.2f}, {len(self.jobs)} under way", refresh=False)
+            bar.update(max(0, done - bar.n))
+            if not wait: return
+            if not self.source.more: time.sleep(poll_seconds if self.jobs else min(1, poll_seconds))
+
 # %% ../../nbs/traces/32_batch.ipynb #a1c6789a
-def _run(batches: _Batches, poll_seconds: float, wait: bool, bar):
-    requests, open_jobs, merged, reached = batches.requests, batches.open, 0, time.monotonic()
-    batches.recover()
-    while True:
-        requests.retry(budget_too=not open_jobs)
-        while some := requests.next_file(): batches.submit(some)
-        if not open_jobs and not requests.held: return
-        done = merged
-        try:
-            for job in list(open_jobs.values()):
-                done += batches.poll(job)
-                if job.tag not in open_jobs: merged += job.requests
-            reached = time.monotonic()
-        except NoReply: # an outage of the server is waited out
-            if not wait or time.monotonic() - reached > 30 * poll_seconds: raise
-        bar.total = merged + sum(job.requests for job in open_jobs.values())
-        bar.set_postfix_str(f"${requests.totals.cost_usd:.2f}, {len(open_jobs)} under way", refresh=False)
-        bar.update(max(0, done - bar.n))
-        if not wait: return
-        if not requests.again: time.sleep(poll_seconds if open_jobs else min(1, poll_seconds))
-
-
 def ask_batch(
     endpoint: Endpoint, # At OpenAI, or another that has its Batch API
     requests: Iterable[Request], # Consumed as files are filled
     store: Store,
-    folder: str | Path, # Where batches are written down
+    folder: str | Path, # Where the files of batches are while these are under way
     then: Callback | None = None, # As for `ask`; what it returns goes into a further batch
     budget_usd: float = 0.0, # That all answers in the store may cost; 0: no limit
     poll_seconds: float = 60.0, # Between looks at the batches
@@ -457,17 +391,16 @@ def ask_batch(
 ) -> Totals: # Raises InputError for what stops the run, OutOfBudget where that is the budget
     "Ask every request that the store has no answer to through batches, at half the price"
     from tqdm.auto import tqdm
-    began, waiting = time.monotonic(), _Requests(endpoint, requests, store, budget_usd, then)
-    batches, totals = _Batches(BatchApi(endpoint), waiting, _Folder(Path(folder))), waiting.totals
+    began, source = time.monotonic(), RequestSource(endpoint, requests, store, budget_usd)
+    run = _Run(source, Path(folder), then)
     bar = tqdm(desc=f"batches of {endpoint.model}", unit=" answers", total=0, disable=not progress, delay=1)
     try:
-        with bar, waiting.callbacks, FileLock(store.path.with_name(f".{store.path.name}-batch.lock"), timeout=0):
-            _run(batches, poll_seconds, wait, bar)
+        with bar, FileLock(store.path.with_name(f".{store.path.name}-batch.lock"), timeout=0):
+            run.run(poll_seconds, wait, bar)
     except Timeout:
         raise InputError(f"Another run looks after the batches of {_short(store.path)}: wait for it, or stop "
                          "it.") from None
-    totals.seconds = time.monotonic() - began
-    if batches.refused: raise InputError(batches.refused)
-    if waiting.over and not batches.open: raise OutOfBudget(store, budget_usd)
-    totals.pending += sum(job.requests for job in batches.open.values())
-    return totals
+    source.totals.seconds = time.monotonic() - began
+    if run.refusal: raise InputError(run.refusal)
+    source.totals.pending += sum(job.requests for job in run.jobs.values())
+    return source.totals

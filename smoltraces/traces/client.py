@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'count_tokens', 'max_tokens', 'Endpoint', 'split_thinking', 'read_completion', 'Failure', 'retry_after',
            'read_error', 'call', 'AdaptiveConcurrency', 'RunStopped', 'RequestQueue', 'OutOfBudget', 'Totals',
-           'Progress', 'ask', 'Estimate', 'estimate']
+           'Progress', 'RequestSource', 'ask', 'Estimate', 'estimate']
 
 # %% ../../nbs/traces/31_client.ipynb #5e6a4354
 import asyncio
@@ -379,26 +379,20 @@ class Progress(NamedTuple):
 
 # %% ../../nbs/traces/31_client.ipynb #1fdf963f
 class _Asker:
-    "Asks requests that the store has claimed, each until it is answered"
+    "Asks requests that are claimed, each until it is answered"
 
-    def __init__(self, endpoint: Endpoint, store: Store, budget_usd: float):
-        self.endpoint, self.store, self.budget_usd = endpoint, store, budget_usd
-        self.totals, self.claims = Totals(endpoint.model), {} # claimed requests by key
+    def __init__(self, endpoint: Endpoint, store: Store, budget_usd: float, totals: Totals):
+        self.endpoint, self.store, self.budget_usd, self.totals = endpoint, store, budget_usd, totals
         self.queue = RequestQueue(AdaptiveConcurrency(endpoint.in_flight), endpoint.tokens_per_minute)
         self.client, self.error, self.stopped = None, None, asyncio.Event()
-        self.unanswered_in_a_row, self.max_size = 0, 0 # characters of an answer, on the disk
+        self.claims: dict[str, Request] = {} # by key
+        self.unanswered_in_a_row = 0
 
     def stop(self, error: BaseException):
         "Send nothing more; what is in flight is waited for"
         self.error = self.error or error
         self.queue.close()
         self.stopped.set()
-
-    async def claim(self, requests: list[Request], again: bool = False) -> list[str]: # A status each
-        costs = [self.endpoint.max_cost(r) for r in requests]
-        statuses = await asyncio.wrap_future(self.store.claim(requests, costs, self.budget_usd, again=again))
-        self.claims.update((r.key, r) for r, status in zip(requests, statuses, strict=True) if status == "mine")
-        return statuses
 
     async def answer(self, request: Request) -> Response:
         "Try until there is an answer, or a reason why there is none"
@@ -408,7 +402,9 @@ class _Asker:
             if isinstance(outcome, Response):
                 paid, empty = outcome, empty + (outcome.status == "empty")
                 if outcome.status != "empty" or 2 * empty >= self.endpoint.tries or self.error: break
-                if await self.claim([request], again=True) != ["mine"]: break
+                claim = self.store.claim([request], [self.endpoint.max_cost(request)], self.budget_usd, again=True)
+                if await asyncio.wrap_future(claim) != ["mine"]: break
+                self.claims[request.key] = request
                 failures["empty"] += 1
             else:
                 failures[outcome.kind] += 1
@@ -468,7 +464,6 @@ class _Asker:
         return self.totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
 
     async def _put(self, request: Request, response: Response) -> Response:
-        self.max_size = max(self.max_size, 2 * (len(response.thinking) + len(response.content)))
         await asyncio.wrap_future(self.store.put([response], [request], wait=False))
         self.claims.pop(request.key, None)
         return response
@@ -487,55 +482,70 @@ def _with_cost_of(paid: Response | None, response: Response) -> Response:
     return replace(response, **{name: getattr(paid, name) + getattr(response, name)
                                 for name in ("prompt_tokens", "completion_tokens", "cost_usd")})
 
-# %% ../../nbs/traces/31_client.ipynb #c761b872
+# %% ../../nbs/traces/31_client.ipynb #2f4621ca
 Callback = Callable[[Request, Response], "Request | None | Awaitable[Request | None]"]
 
 
-class _Run:
-    "One call of `ask`: a loop in a thread of its own, so that it works in scripts and in Jupyter alike"
+class RequestSource:
+    "The requests of a run, looked up in the store and claimed"
 
-    def __init__(self, asker: _Asker, requests: Iterable[Request], then: Callback | None):
-        self.asker, self.source, self.then, self.began = asker, iter(requests), then, time.monotonic()
-        self.ahead = max(1, min(64, asker.endpoint.in_flight // 4)) # claimed before there is a place: none stays empty
-        self.tasks, self.changed = set(), asyncio.Event()
-        self.more, self.over, self.held = deque(), deque(), deque() # from `then`; over the budget; held by another run
-        self.drained, self.held_until, self.callbacks = False, 0.0, ThreadPoolExecutor(1)
-        self.loop, self.done, self.secret = None, threading.Event(), asker.endpoint.key()
-        threading.Thread(target=self._thread, name="ask", daemon=True).start()
+    def __init__(self, endpoint: Endpoint, requests: Iterable[Request], store: Store, budget_usd: float):
+        self.endpoint, self.store, self.budget_usd, self.totals = endpoint, store, budget_usd, Totals(endpoint.model)
+        self.more, self.over_budget = deque(), False # what follows from answers, or is asked again
+        self._source, self._drained, self._waiting, self._retry_at = iter(requests), False, deque(), 0.0
 
-    def _thread(self):
-        import uvloop
-        try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: runner.run(self._main())
-        except BaseException as e: self.asker.error = self.asker.error or e
-        finally:
-            self.asker.totals.seconds = time.monotonic() - self.began
-            self.callbacks.shutdown(wait=False)
-            self.done.set()
+    @property
+    def unfinished(self) -> bool: return bool(self.more or self._waiting or not self._drained)
 
-    async def _main(self):
-        import openai
-        self.loop, self.main = asyncio.get_running_loop(), asyncio.current_task()
-        endpoint = self.asker.endpoint
-        timeout = openai.Timeout(endpoint.timeout, connect=min(30.0, endpoint.timeout))
-        try:
-            async with openai.AsyncOpenAI(base_url=endpoint.url, api_key=self.secret, max_retries=0, timeout=timeout,
-                                          http_client=openai.DefaultAioHttpClient()) as self.asker.client:
-                try: await self._feed()
-                except Exception as e: self.asker.stop(e)
-                while self.tasks: await asyncio.wait(self.tasks)
-        finally:
-            if claims := self.asker.claims.values(): await asyncio.wrap_future(self.asker.store.release(claims))
+    @property
+    def waiting(self) -> bool: return bool(self._waiting)
 
-    def stop(self, error: BaseException, at_once: bool = False):
-        "From another thread: send nothing more; or wait for nothing"
-        if self.loop is None: self.asker.error = error
-        with suppress(AttributeError, RuntimeError): # not begun yet, or over
-            self.loop.call_soon_threadsafe(self.main.cancel if at_once else lambda: self._stop(error))
+    def next(self, n: int) -> tuple[list[Request], list[tuple[Request, Response]]]: # New ones; those that are stored
+        "Up to n requests: what follows from answers first, then what could not be claimed before, then new ones"
+        requests = []
+        if self.more: requests = [self.more.popleft() for _ in range(min(n, len(self.more)))]
+        elif self._waiting and time.monotonic() >= self._retry_at:
+            requests = [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
+        elif not self._drained and not self.over_budget and len(self._waiting) < 1000:
+            requests = list(islice(self._source, n))
+            self._drained = len(requests) < n
+        for r in requests: self.endpoint.check(r, self.budget_usd)
+        responses = {k: r for k, r in self.store.get_many(r.key for r in requests).items() if r.final}
+        stored = [(r, responses[r.key]) for r in requests if r.key in responses]
+        self.totals.stored += len(stored)
+        return [r for r in requests if r.key not in responses], stored
 
-    def _stop(self, error: BaseException):
-        self.asker.stop(error)
-        self.changed.set()
+    def claim(self, requests: list[Request], owner: str | None = None, discount: float = 1.0) -> list[Request]:
+        "Those that are this run's to ask; the others wait, or are left to the batch that has them"
+        costs = [self.endpoint.max_cost(r) * discount for r in requests]
+        statuses = self.store.claim(requests, costs, self.budget_usd, owner).result()
+        pairs = list(zip(requests, statuses, strict=True))
+        self.over_budget, self._retry_at = "over" in statuses, time.monotonic() + 0.25
+        self.totals.pending += statuses.count("pending")
+        self._waiting.extend(r for r, status in pairs if status not in ("mine", "pending"))
+        return [r for r, status in pairs if status == "mine"]
+
+    def check_budget(self):
+        "Raise OutOfBudget where no answer that is under way can change that the next one costs too much"
+        if self.over_budget and not self.store.owed(): raise OutOfBudget(self.store, self.budget_usd)
+
+# %% ../../nbs/traces/31_client.ipynb #d22ecc83
+class _Tasks:
+    "The requests of a run that are under way"
+
+    def __init__(self, source: RequestSource, then: Callback | None):
+        self.source, self.endpoint, self.then = source, source.endpoint, then
+        self.asker = _Asker(source.endpoint, source.store, source.budget_usd, source.totals)
+        self.tasks, self.changed, self.callbacks = set(), asyncio.Event(), ThreadPoolExecutor(1)
+        self.loop, self.done, self.began = None, threading.Event(), time.monotonic()
+
+    async def _ask(self, request: Request): await self._deliver(request, await self.asker.answer(request))
+
+    async def _deliver(self, request: Request, response: Response):
+        if not self.then: return
+        if inspect.iscoroutinefunction(self.then): more = await self.then(request, response)
+        else: more = await self.loop.run_in_executor(self.callbacks, self.then, request, response)
+        if more: self.source.more.append(more)
 
     def _spawn(self, work):
         task = self.loop.create_task(work)
@@ -547,71 +557,82 @@ class _Run:
         self.changed.set()
         if not task.cancelled() and (error := task.exception()) and not isinstance(error, RunStopped): self._stop(error)
 
-    async def _feed(self):
-        "Keep as many requests claimed as can be in flight, and a few ahead"
-        asker = self.asker
-        while not asker.error:
-            self.changed.clear()
-            room = asker.endpoint.in_flight + self.ahead - len(self.tasks)
-            requests = await self._next(room) if room >= self.ahead else []
-            if requests and await self._take(requests): continue
-            if not (self.tasks or self.held or self.more) and (self.drained or self.over):
-                if not self.over: return
-                if not asker.store.owed(): raise OutOfBudget(asker.store, asker.budget_usd)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.25 if self.held or self.over else None): await self.changed.wait()
+    def _stop(self, error: BaseException):
+        self.asker.stop(error)
+        self.changed.set()
 
-    async def _next(self, room: int) -> list[Request]:
-        "What follows from answers first, then what could not be claimed before, then new requests"
-        for waiting in (self.more, self.over, self.held):
-            if waiting is self.held and self.loop.time() < self.held_until: continue
-            if waiting: return [waiting.popleft() for _ in range(min(room, len(waiting)))]
-        if self.drained or self.over or len(self.held) > 1000: return []
-        requests = await asyncio.to_thread(lambda: list(islice(self.source, room)))
-        self.drained = len(requests) < room
-        return requests
-
-    async def _take(self, requests: list[Request]) -> bool: # Whether anything came of it
-        "Deliver what is stored; claim and ask the rest"
-        asker, totals = self.asker, self.asker.totals
-        for r in requests: asker.endpoint.check(r, asker.budget_usd)
-        responses = await asyncio.to_thread(asker.store.get_many, [r.key for r in requests])
-        stored = {key: response for key, response in responses.items() if response.final}
-        totals.stored += sum(r.key in stored for r in requests)
-        if self.then:
-            for r in requests:
-                if r.key in stored: self._spawn(self._deliver(r, stored[r.key]))
-        if not (new := [r for r in requests if r.key not in stored]): return True
-        await self._reserve_disk(new)
-        statuses = await asker.claim(new)
-        for r, status in zip(new, statuses, strict=True):
-            if status == "mine": self._spawn(self._ask(r))
-            elif status == "pending": totals.pending += 1
-            else: (self.over if status == "over" else self.held).append(r) # the iterator may give a request twice, too
-        self.held_until = self.loop.time() + 0.25
-        return bool(stored) or not {"mine", "answered", "pending"}.isdisjoint(statuses)
-
-    async def _reserve_disk(self, requests: list[Request]):
-        "Room for all that will be in flight: once in the log that SQLite writes first, once in its file"
-        asker = self.asker
-        asker.max_size = max(asker.max_size, *(5 * (max_tokens(r) or 16000) for r in requests))
-        size = (asker.endpoint.in_flight + self.ahead) * asker.max_size * 2 + (1 << 20)
-        if not await asyncio.to_thread(asker.store.reserve_disk, size):
-            raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside "
-                             f"{_short(asker.store.path)}): free some and run again; every answer so far is kept.")
-
-    async def _ask(self, request: Request): await self._deliver(request, await self.asker.answer(request))
-
-    async def _deliver(self, request: Request, response: Response):
-        if not self.then: return
-        if inspect.iscoroutinefunction(self.then): more = await self.then(request, response)
-        else: more = await self.loop.run_in_executor(self.callbacks, self.then, request, response)
-        if more: self.more.append(more)
+    def stop(self, error: BaseException, at_once: bool = False):
+        "From another thread: send nothing more; or wait for nothing"
+        if self.loop is None: self.asker.error = error
+        with suppress(AttributeError, RuntimeError): # not begun yet, or over
+            self.loop.call_soon_threadsafe(self.main.cancel if at_once else lambda: self._stop(error))
 
     def progress(self) -> Progress:
-        totals, queue, now = self.asker.totals, self.asker.queue, time.monotonic()
+        totals, queue, now = self.source.totals, self.asker.queue, time.monotonic()
         return Progress(now - self.began, totals.done, totals.failed, queue.in_flight, queue.concurrency.limit,
                         totals.cost_usd, max(0.0, queue.paused_until - now))
+
+# %% ../../nbs/traces/31_client.ipynb #a74dc398
+class _Run(_Tasks):
+    "One call of `ask`"
+
+    def start(self):
+        self.ahead, self.secret = max(1, min(64, self.endpoint.in_flight // 4)), self.endpoint.key()
+        threading.Thread(target=self._thread, name="ask", daemon=True).start()
+
+    def _thread(self):
+        import uvloop
+        try:
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: runner.run(self._main())
+        except BaseException as e: self.asker.error = self.asker.error or e
+        finally:
+            self.source.totals.seconds = time.monotonic() - self.began
+            self.callbacks.shutdown(wait=False)
+            self.done.set()
+
+    async def _main(self):
+        import openai
+        self.loop, self.main = asyncio.get_running_loop(), asyncio.current_task()
+        timeout = openai.Timeout(self.endpoint.timeout, connect=min(30.0, self.endpoint.timeout))
+        try:
+            async with openai.AsyncOpenAI(base_url=self.endpoint.url, api_key=self.secret, max_retries=0,
+                                          timeout=timeout, http_client=openai.DefaultAioHttpClient()) as client:
+                self.asker.client = client
+                try: await self._feed()
+                except Exception as e: self.asker.stop(e)
+                while self.tasks: await asyncio.wait(self.tasks)
+        finally:
+            if claims := self.asker.claims.values(): await asyncio.wrap_future(self.source.store.release(claims))
+
+    async def _feed(self):
+        while not self.asker.error:
+            self.changed.clear()
+            idle, room = not self.tasks, self.endpoint.in_flight + self.ahead - len(self.tasks)
+            new, claimed, stored = [], [], []
+            if room >= self.ahead: new, claimed, stored = await asyncio.to_thread(self._claim, room)
+            for pair in stored if self.then else (): self._spawn(self._deliver(*pair))
+            for r in claimed: self._spawn(self._ask(r))
+            if claimed or stored: continue
+            if not (self.tasks or self.source.unfinished): return
+            if idle and new: self.source.check_budget()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(0.25 if self.source.waiting else None): await self.changed.wait()
+
+    def _claim(self, n: int):
+        new, stored = self.source.next(n)
+        if new: self._reserve_disk(new)
+        claimed = self.source.claim(new) if new else []
+        self.asker.claims.update((r.key, r) for r in claimed)
+        return new, claimed, stored
+
+    def _reserve_disk(self, requests: list[Request]):
+        "Room for all that will be in flight: once in the log that SQLite writes first, once in its file"
+        longest = max(5 * (max_tokens(r) or 16000) for r in requests) # bytes
+        size = (self.endpoint.in_flight + self.ahead) * longest * 2 + (1 << 20)
+        if not self.source.store.reserve_disk(size):
+            file = _short(self.source.store.path)
+            raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside {file}): "
+                             "free some and run again; every answer so far is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #9444bfd6
 def _progress_bar(progress: bool, total: int, model: str) -> tuple[Callable[[Progress], None], Callable[[], None]]:
@@ -638,8 +659,8 @@ def ask(
     total: int | None = None, # How many there will be, for the bar, where `requests` does not tell
 ) -> Totals: # Raises InputError for what stops the run, OutOfBudget where that is the budget
     "Ask every request that the store has no answer to; an interrupt waits for what is in flight, a second does not"
-    asker = _Asker(endpoint, store, budget_usd)
-    run = _Run(asker, requests, then)
+    run = _Run(RequestSource(endpoint, requests, store, budget_usd), then)
+    run.start()
     show, close = ((progress, lambda: None) if callable(progress) else
                    _progress_bar(progress, total or length_hint(requests, 0), endpoint.model))
     interrupts = 0
@@ -649,16 +670,16 @@ def ask(
         except KeyboardInterrupt:
             interrupts += 1
             if interrupts == 1:
-                print(f"Stopping: {asker.queue.in_flight} answers are in flight and paid for; interrupt again not to "
-                      "wait for them.", file=sys.stderr)
+                print(f"Stopping: {run.asker.queue.in_flight} answers are in flight and paid for; interrupt again not "
+                      "to wait for them.", file=sys.stderr)
             run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
         except Exception as e: # of who is told
             run.stop(e)
             run.done.wait()
-    if not asker.error: show(run.progress())
+    if not run.asker.error: show(run.progress())
     close()
-    if asker.error: raise asker.error
-    return asker.totals
+    if run.asker.error: raise run.asker.error
+    return run.source.totals
 
 # %% ../../nbs/traces/31_client.ipynb #0e07bf19
 @dataclass(frozen=True)

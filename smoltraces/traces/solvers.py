@@ -205,7 +205,8 @@ def _search_chain_sum(q: dict, rng: Random) -> tuple[Events, str | None]:
     events.add("turn", say(rng, "{} is not {}, so I lost a ten somewhere|{} and {} do not agree|"
                                 "I got {} before and {} now", total, second))
     right = _add_up_slowly(order, lines, doubtful, rng, events)
-    events.add("insight", say(rng, "with the carry it is {}|done slowly it comes to {}|step by step it makes {}", right))
+    events.add("insight", say(rng, "with the carry it is {}|done slowly it comes to {}|step by step it makes {}",
+                              right))
     return events, str(right)
 
 
@@ -261,7 +262,8 @@ def _prime_factorization(q: dict, rng: Random, slip: Random | None) -> Straight:
     return Straight(
         say(rng, "I need the prime factors of {}|The number is {}|I have to factor {}", n),
         say(rng, "I divide by the small primes in turn|I start with 2 and go up|I try 2, 3, 5 and so on"),
-        say(rng, "a prime can come more than once|every factor has to be prime itself|I must go on until a prime is left"),
+        say(rng, "a prime can come more than once|every factor has to be prime itself|"
+                 "I must go on until a prime is left"),
         steps, _multiplied(factors, n) or f"only 1 and {n} divide {n}",
         say(rng, "{} = {}|{} is {}|the factors of {} are {}", n, answer), answer)
 
@@ -400,8 +402,8 @@ def _gcd(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "I divide the larger by the smaller|I use remainders|I divide with remainder"),
         say(rng, "I have to go on until nothing is left over|the last remainder before 0 is what counts|"
                  "I stop at remainder 0"), steps, ", ".join(f"{n} / {g} = {n // g}" for n in numbers),
-        say(rng, "{} divides both and nothing larger does|{} is what they share|{} is the greatest that divides both", g),
-        str(g))
+        say(rng, "{} divides both and nothing larger does|{} is what they share|"
+                 "{} is the greatest that divides both", g), str(g))
 
 
 def _search_gcd(q: dict, rng: Random) -> tuple[Events, str | None]:
@@ -488,8 +490,8 @@ def _case(q: dict, truth: _Truth, flips: tuple[int, ...] = ()) -> str:
 # %% ../../nbs/traces/33_solvers.ipynb #2d672647
 def _people_frame(q: dict, rng: Random) -> str:
     terms, names = q["knight_knave_terms"], " and ".join([", ".join(q["names"][:-1]), q["names"][-1]])
-    return say(rng, "Who is {0} and who is {1} among {2}?|I have to tell {0} from {1} for {2}|Each of {2} is {0} or {1}",
-               terms["a_knight"], terms["a_knave"], names)
+    return say(rng, "Who is {0} and who is {1} among {2}?|I have to tell {0} from {1} for {2}|"
+                    "Each of {2} is {0} or {1}", terms["a_knight"], terms["a_knave"], names)
 
 
 def _knights_knaves(q: dict, rng: Random, slip: Random | None) -> Straight:
@@ -671,14 +673,15 @@ def _countdown(q: dict, rng: Random, slip: Random | None) -> Straight:
         whole, lines = slip.choice(misses[:8])
         lines = (*lines[:-1], lines[-1].rpartition("=")[0] + f"= {target}") # the last operation is said to hit
     return Straight(
-        _countdown_frame(q, rng), say(rng, "I join two numbers first|I start with two of them|I take them two at a time"),
+        _countdown_frame(q, rng),
+        say(rng, "I join two numbers first|I start with two of them|I take them two at a time"),
         say(rng, "each number is used once only|all the numbers have to be used|no number may be left over"),
         list(lines), f"{whole.text} = {lines[-1].partition(' =')[0]} = {target}",
         say(rng, "{} makes {}|{} reaches {}|{} comes to {}", whole.text, target), whole.text)
 
 # %% ../../nbs/traces/33_solvers.ipynb #ba778a06
 def _needs(target: int, last: int, largest: int) -> list[tuple[int, str, Callable[[_Part, _Part], _Part | None]]]:
-    "What must come before `last` to reach the target: value (at most `largest`), how it is worked out, how it is joined"
+    "What must come before `last`: a value (at most `largest`), how it is worked out, how it is joined"
     needs = [(target + last, f"{target} + {last}", lambda x, y: _join(x, y, "-"))]
     if target > last: needs.append((target - last, f"{target} - {last}", lambda x, y: _join(x, y, "+")))
     if target < last: needs.append((last - target, f"{last} - {target}", lambda x, y: _join(y, x, "-")))

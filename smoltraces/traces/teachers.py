@@ -352,7 +352,8 @@ def _prices(cfg: Settings) -> dict[str, tuple[float, float]]: # By model: dollar
             model, price_in, price_out = entry.split()[:3]
             prices[model] = float(price_in), float(price_out)
         except ValueError:
-            raise InputError(f"prices has {entry!r}: write MODEL INPUT OUTPUT, in dollars per million tokens.") from None
+            raise InputError(f"prices has {entry!r}: write MODEL INPUT OUTPUT, in dollars per million "
+                             "tokens.") from None
     return prices
 
 

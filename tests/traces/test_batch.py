@@ -1,6 +1,5 @@
 """The Batch API against a server that speaks it: whole rounds, kills between any two steps, batches that end badly."""
 import asyncio
-import json
 import os
 import shutil
 import signal
@@ -50,10 +49,6 @@ def answers(folder: Path) -> list[dict]:
     with Store(folder / "responses.sqlite") as store: return list(store.rows())
 
 
-def states(folder: Path) -> list[dict]:
-    return [json.loads(f.read_text()) for f in sorted((folder / "batches").glob("*.json"))]
-
-
 @pytest.fixture
 def served(tmp_path):
     "Makes a server with these options"
@@ -78,7 +73,7 @@ def test_a_whole_round_gives_what_ask_gives_at_half_the_price(served, tmp_path):
     for row in batched + direct: del row["cost_usd"]
     assert batched == direct and direct[0]["thinking"]
     assert totals.statuses == {"ok": 40} and len(server.submitted()) == 1 and not twice(server)
-    assert sorted(p.suffix for p in (tmp_path / "a" / "batches").iterdir()) == [".json"]
+    assert not list((tmp_path / "a" / "batches").iterdir())
     again = batch(server, asked, tmp_path / "a")
     assert again.stored == 40 and not again.tries and len(server.submitted()) == 1
 
@@ -134,10 +129,9 @@ def test_requests_that_are_not_accepted_are_recorded_not_repeated(served, tmp_pa
 
 def test_lines_that_cannot_be_read_are_named(served, tmp_path):
     server = served(batches=[{"spoil": ["broken", "stranger", "anonymous", "twice"]}])
-    totals = batch(server, requests(10), tmp_path)
-    assert totals.statuses == {"ok": 10} and len(answers(tmp_path)) == 10
-    state, = states(tmp_path)
-    assert len(state["unreadable"]) == 3 and all("of the output file" in name for name in state["unreadable"])
+    with pytest.warns(UserWarning, match="line 6 of the output file, line 8 of the output file, line 9") as warning:
+        totals = batch(server, requests(10), tmp_path)
+    assert totals.statuses == {"ok": 10} and len(answers(tmp_path)) == 10 and len(warning) == 1
 
 
 def test_a_batch_that_is_refused_as_a_whole(served, tmp_path):
@@ -295,13 +289,6 @@ def test_outage_is_waited_out(served, tmp_path, monkeypatch):
     assert batch(server, requests(3), tmp_path).statuses == {"ok": 3} and len(looks) == 7
 
 
-def test_record_that_is_none(served, tmp_path):
-    (tmp_path / "batches").mkdir()
-    (tmp_path / "batches" / "x.json").write_text('{"a": 1}')
-    with pytest.raises(InputError, match="batches/x.json is no record of a batch"):
-        batch(served(), requests(1), tmp_path)
-
-
 def test_server_that_is_gone(served, tmp_path, monkeypatch):
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.02)
@@ -309,7 +296,8 @@ def test_server_that_is_gone(served, tmp_path, monkeypatch):
     batch(server, requests(3), tmp_path, wait=False)
     server.process.kill()
     with pytest.raises(InputError, match="cannot be reached"): batch(server, requests(3), tmp_path)
-    assert [s["stage"] for s in states(tmp_path)] == ["submitted"]
+    file, = (tmp_path / "batches").iterdir()  # the input, and under which id it was submitted
+    assert file.stem.endswith("--batch_000000"), file
 
 
 def where_tests_are() -> dict[str, str]:
@@ -321,6 +309,7 @@ KILLED = """
 import os, signal, sys
 import openai
 import smoltraces.traces.batch as module
+from smoltraces.traces.store import Store
 from test_batch import batch, requests
 from types import SimpleNamespace
 from pathlib import Path
@@ -341,9 +330,9 @@ def run(n, at):
             if seen == at: os.kill(os.getpid(), signal.SIGKILL)
             return result
         setattr(owner, name, step)
-    for name in ("upload", "submit", "download"): stepped(module.BatchApi, name)
-    for name in ("write_input", "save", "clear"): stepped(module._Folder, name)
-    for name in ("claim", "put"): stepped(module.Store, name)
+    for name in ("submitted", "upload", "submit", "retrieve", "download"): stepped(module.BatchApi, name)
+    for name in ("adopt", "_take_up"): stepped(module._Run, name)
+    for name in ("claim", "put", "retire"): stepped(Store, name)
     batch(SimpleNamespace(url=url), requests(4, start=100 * n), folder / str(n))
     os._exit(0)
 
