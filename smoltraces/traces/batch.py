@@ -79,6 +79,7 @@ class Job:
     tag: str
     batch_id: str
     input: Path
+    done: int = 0 # Requests that the server has answered
     status: str = "" # The server's word
     error: str = "" # Why it failed as a whole
     error_code: str = ""
@@ -140,7 +141,7 @@ class NoReply(InputError):
 class NotFound(InputError):
     "The server does not have what it is asked about"
 
-
+# %% ../../nbs/traces/32_batch.ipynb #8ec85b3c
 class BatchApi:
     "Files and batches at an endpoint"
 
@@ -208,8 +209,8 @@ LIMIT, BYTES, ROUNDS = 50_000, 190_000_000, 3 # requests and bytes of a file; ti
 _ENDED = ("completed", "failed", "expired", "cancelled")
 
 
-class _Submission:
-    "Requests on their way into batches, and batches that earlier runs left"
+class _Jobs:
+    "Batches that are under way, those that earlier runs left among them"
 
     def __init__(self, source: RequestSource, folder: Path, then: Callback | None):
         self.source, self.endpoint, self.store, self.folder, self.then = (
@@ -251,6 +252,10 @@ class _Submission:
         file = self._written(tag).rename(self.folder / f"{tag}--{quote(batch_id, safe='')}.jsonl")
         self.jobs[tag] = Job(tag, batch_id, file)
         return self.jobs[tag]
+
+# %% ../../nbs/traces/32_batch.ipynb #9968e9ea
+class _Submission(_Jobs):
+    "Requests on their way into batches"
 
     def next_file(self) -> list[Request]:
         "As many requests as one file may hold"
@@ -305,13 +310,11 @@ class _Submission:
 class _Run(_Submission):
     "One call of `ask_batch`"
 
-    def poll(self, job: Job) -> int: # Requests of it that are done
+    def poll(self, job: Job):
         "See how a batch is doing, and merge its results when it has ended"
         batch = self.api.retrieve(job.batch_id)
-        if batch.status in _ENDED:
-            self.merge(job, self._fetch(job, batch))
-            return job.requests
-        return batch.request_counts.completed + batch.request_counts.failed if batch.request_counts else 0
+        if batch.status in _ENDED: self.merge(job, self._fetch(job, batch))
+        elif counts := batch.request_counts: job.done = counts.completed + counts.failed
 
     def _fetch(self, job: Job, batch) -> list[Path]:
         job.status, job.unreadable, results = batch.status, [], []
@@ -353,31 +356,34 @@ class _Run(_Submission):
         else: totals.statuses[response.status] += 1
         return response.status != "failed" or not again
 
-    def run(self, poll_seconds: float, wait: bool, bar):
-        self.recover()
-        merged, reached = 0, time.monotonic()
-        while True:
-            idle, submitted = not self.jobs, False
-            while requests := self.next_file():
-                self.submit(requests)
-                submitted = True
-            if not self.jobs and not self.source.unfinished: return
-            if idle and submitted and not self.jobs: self.source.check_budget()
-            done = merged
-            try:
-                for job in list(self.jobs.values()):
-                    done += self.poll(job)
-                    if job.tag in self.merged: merged += job.requests
-                reached = time.monotonic()
-            except NoReply: # an outage of the server is waited out
-                if not wait or time.monotonic() - reached > 30 * poll_seconds: raise
-            bar.total = merged + sum(job.requests for job in self.jobs.values())
-            bar.set_postfix_str(f"${self.source.totals.cost_usd:.2f}, {len(self.jobs)} under way", refresh=False)
-            bar.update(max(0, done - bar.n))
-            if not wait: return
-            if not self.source.more: time.sleep(poll_seconds if self.jobs else min(1, poll_seconds))
-
 # %% ../../nbs/traces/32_batch.ipynb #a1c6789a
+def _show(bar, run: _Run):
+    totals, jobs = run.source.totals, run.jobs.values()
+    bar.total = totals.done + sum(job.requests for job in jobs)
+    bar.set_postfix_str(f"${totals.cost_usd:.2f}, {len(jobs)} under way", refresh=False)
+    bar.update(max(0, totals.done + sum(job.done for job in jobs) - bar.n))
+
+
+def _go(run: _Run, poll_seconds: float, wait: bool, bar):
+    run.recover()
+    reached = time.monotonic()
+    while True:
+        idle, submitted = not run.jobs, False
+        while requests := run.next_file():
+            run.submit(requests)
+            submitted = True
+        if not run.jobs and not run.source.unfinished: return
+        if idle and submitted and not run.jobs: run.source.check_budget()
+        try:
+            for job in list(run.jobs.values()): run.poll(job)
+            reached = time.monotonic()
+        except NoReply: # an outage of the server is waited out
+            if not wait or time.monotonic() - reached > 30 * poll_seconds: raise
+        _show(bar, run)
+        if not wait: return
+        if not run.source.more: time.sleep(poll_seconds if run.jobs else min(1, poll_seconds))
+
+
 def ask_batch(
     endpoint: Endpoint, # At OpenAI, or another that has its Batch API
     requests: Iterable[Request], # Consumed as files are filled
@@ -396,7 +402,7 @@ def ask_batch(
     bar = tqdm(desc=f"batches of {endpoint.model}", unit=" answers", total=0, disable=not progress, delay=1)
     try:
         with bar, FileLock(store.path.with_name(f".{store.path.name}-batch.lock"), timeout=0):
-            run.run(poll_seconds, wait, bar)
+            _go(run, poll_seconds, wait, bar)
     except Timeout:
         raise InputError(f"Another run looks after the batches of {_short(store.path)}: wait for it, or stop "
                          "it.") from None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'count_tokens', 'max_tokens', 'Endpoint', 'split_thinking', 'read_completion', 'Failure', 'retry_after',
            'read_error', 'call', 'AdaptiveConcurrency', 'RunStopped', 'RequestQueue', 'OutOfBudget', 'Totals',
-           'Progress', 'RequestSource', 'ask', 'Estimate', 'estimate']
+           'Progress', 'give_up', 'RequestSource', 'ask', 'Estimate', 'estimate']
 
 # %% ../../nbs/traces/31_client.ipynb #5e6a4354
 import asyncio
@@ -377,6 +377,25 @@ class Progress(NamedTuple):
     cost_usd: float # Of this run
     pause: float # Seconds that the endpoint asked to wait for, from now
 
+# %% ../../nbs/traces/31_client.ipynb #6a835bda
+def give_up(
+    failure: Failure,
+    failures: Counter, # Of this request so far, by kind
+    tries: int, # Allowed; a timeout counts twice, and a rate limit is not the request's fault
+) -> tuple[str, str] | None: # None where it is worth another try
+    "Status and detail to record where another try is in vain"
+    kind, reason = failure.kind, failure.reason
+    if kind in ("rejected", "filtered"): return kind, reason
+    if kind == "rate limit": return ("failed", f"{reason} ({failures[kind]} times)") if failures[kind] >= 30 else None
+    count = failures["retry"] + failures["no connection"] + 2 * failures["timeout"]
+    return ("failed", f"{reason} ({failures.total()} tries)") if count >= tries else None
+
+
+def _with_cost_of(paid: Response | None, response: Response) -> Response:
+    if paid is None: return response
+    return replace(response, **{name: getattr(paid, name) + getattr(response, name)
+                                for name in ("prompt_tokens", "completion_tokens", "cost_usd")})
+
 # %% ../../nbs/traces/31_client.ipynb #1fdf963f
 class _Asker:
     "Asks requests that are claimed, each until it is answered"
@@ -408,28 +427,18 @@ class _Asker:
                 failures["empty"] += 1
             else:
                 failures[outcome.kind] += 1
-                if response := self._give_up(request, outcome, failures):
-                    paid = paid or await self._put(request, response)
+                if end := give_up(outcome, failures, self.endpoint.tries):
+                    status, detail = end
+                    if outcome.kind == "no connection" and not self.totals.statuses: self._stop_unreachable(detail)
+                    paid = paid or await self._put(request, Response(request.key, request.model, status, detail=detail))
                     break
                 await self._back_off(failures.total(), outcome)
         self._count(paid)
         return paid
 
-    def _give_up(self, request: Request, failure: Failure, failures: Counter) -> Response | None:
-        "What to record where another try is in vain"
-        def record(status, reason): return Response(request.key, request.model, status, detail=reason)
-
-        kind, reason = failure.kind, failure.reason
-        if kind in ("rejected", "filtered"): return record(kind, reason)
-        if kind == "rate limit":
-            return record("failed", f"{reason} ({failures[kind]} times)") if failures[kind] >= 30 else None # patience
-        tries = failures["retry"] + failures["no connection"] + 2 * failures["timeout"]
-        if tries < self.endpoint.tries: return None
-        if kind == "no connection" and not self.totals.statuses.total():
-            self.stop(InputError(f"{self.endpoint.host} cannot be reached ({reason}): mend the URL, or start the "
-                                 "server."))
-            raise RunStopped
-        return record("failed", f"{reason} ({failures.total()} tries)")
+    def _stop_unreachable(self, reason: str):
+        self.stop(InputError(f"{self.endpoint.host} cannot be reached ({reason}): mend the URL, or start the server."))
+        raise RunStopped
 
     async def _back_off(self, tries: int, failure: Failure):
         "Where a rate is limited, the queue waits for what Retry-After says"
@@ -475,12 +484,6 @@ class _Asker:
         if self.unanswered_in_a_row >= (200 if self.totals.statuses.total() > self.unanswered_in_a_row else 25):
             self.stop(InputError(f"{self.endpoint.host} did not answer {self.unanswered_in_a_row} requests in a row "
                                  f"({response.detail}): mend that and run again; every answer so far is kept."))
-
-
-def _with_cost_of(paid: Response | None, response: Response) -> Response:
-    if paid is None: return response
-    return replace(response, **{name: getattr(paid, name) + getattr(response, name)
-                                for name in ("prompt_tokens", "completion_tokens", "cost_usd")})
 
 # %% ../../nbs/traces/31_client.ipynb #2f4621ca
 Callback = Callable[[Request, Response], "Request | None | Awaitable[Request | None]"]
@@ -673,7 +676,7 @@ def ask(
                 print(f"Stopping: {run.asker.queue.in_flight} answers are in flight and paid for; interrupt again not "
                       "to wait for them.", file=sys.stderr)
             run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
-        except Exception as e: # of who is told
+        except Exception as e: # of the callback
             run.stop(e)
             run.done.wait()
     if not run.asker.error: show(run.progress())

@@ -168,7 +168,7 @@ class Imported:
         return "\n".join([f"| {self.name} ({self.licence}) | rows |", "|---|---|",
                           *(f"| {label} | {n:,} |" for label, n in lines)])
 
-
+# %% ../../nbs/traces/34_published.ipynb #c77a2f48
 def _first_right(
     problem: Problem, traces: list[Published | str], verify: Callable,
 ) -> tuple[Published | str, list[str]]: # And why traces were passed over
@@ -210,7 +210,7 @@ def _st_rows(verified: Iterable[tuple[Problem, Future]], prompt: str, counts: Im
                "response": trace.response, "correct": True, "prompt_tokens": None, "completion_tokens": None,
                "cost_usd": 0.0}
 
-
+# %% ../../nbs/traces/34_published.ipynb #85e4723a
 def import_traces(
     spec: str, # As for `trace_set`
     out: str | Path | None = None, # A Parquet file; the rows are kept in memory where None

@@ -169,7 +169,7 @@ def _export_schema():
     kinds = {**dict.fromkeys(("sample", "prompt_tokens", "completion_tokens"), pa.int64()), "cost_usd": pa.float64()}
     return pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
 
-
+# %% ../../nbs/traces/30_store.ipynb #5b23321d
 class StoreReader:
     "The answers of a store, to be read alone; none where there is no file"
 
@@ -379,11 +379,11 @@ def _write_answer(db, r: Response, request: Request | None):
     if old and old[0] in FINAL:
         if not r.final: return
         _add_to_totals(db, old[1], -1, *old[2:5])
-    if request: asked = request.sample, _canonical(request.sampling), _write_prompt(db, request.messages)
-    else: asked = old[5:] if old else (0, None, None)
+    if request: question = request.sample, _canonical(request.sampling), _write_prompt(db, request.messages)
+    else: question = old[5:] if old else (0, None, None)
     db.execute("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", (
         r.key, r.model, r.status, r.finish, r.prompt_tokens, r.completion_tokens, r.cost_usd, _clean(r.detail),
-        *asked, _clean(r.thinking), _clean(r.content)))
+        *question, _clean(r.thinking), _clean(r.content)))
     if r.final: _add_to_totals(db, r.model, 1, r.prompt_tokens, r.completion_tokens, r.cost_usd)
 
 
@@ -484,6 +484,19 @@ def _drop_owner(db, owner: str):
     db.execute("DELETE FROM owners WHERE id=?", (owner,))
 
 
+def _claim(db, owner: str, requests: list[Request], costs: list[float], budget: float, again: bool) -> list[str]:
+    reserved = "(SELECT TOTAL(cost_usd) FROM totals) + (SELECT TOTAL(reserve) FROM claims)"
+    left = budget - db.execute(f"SELECT {reserved}").fetchone()[0] + 1e-9 if budget else float("inf")
+    statuses = []
+    for request, cost in zip(requests, costs, strict=True):
+        status = _status_of(db, request.key, again) or ("over" if cost > left else "mine")
+        if status == "mine":
+            db.execute("INSERT INTO claims VALUES (?,?,?)", (request.key, owner, cost))
+            left -= cost
+        statuses.append(status)
+    return statuses
+
+# %% ../../nbs/traces/30_store.ipynb #7fae8944
 class Store(_StoreWriter):
     "Answers in one SQLite file that any number of runs share"
 
@@ -502,18 +515,9 @@ class Store(_StoreWriter):
 
         def operation(db):
             self._drop_claims_of_the_dead(db)
-            db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, 0, '', 0)",
-                       (owner, None) if owner else (self.id, "run"))
-            taken = "(SELECT TOTAL(cost_usd) FROM totals) + (SELECT TOTAL(reserve) FROM claims)"
-            left = budget - db.execute(f"SELECT {taken}").fetchone()[0] + 1e-9 if budget else float("inf")
-            statuses = []
-            for request, cost in zip(requests, costs, strict=True):
-                status = _status_of(db, request.key, again) or ("over" if cost > left else "mine")
-                if status == "mine":
-                    db.execute("INSERT INTO claims VALUES (?,?,?)", (request.key, owner or self.id, cost))
-                    left -= cost
-                statuses.append(status)
-            return statuses
+            name, host = (owner, None) if owner else (self.id, "run")
+            db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, 0, '', 0)", (name, host))
+            return _claim(db, name, requests, costs, budget, again)
 
         return self._submit(operation)
 

@@ -96,6 +96,7 @@ def test_one_request_too_long(tmp_path):
         assert "context" in store.get(long.key).detail
 
 
+@pytest.mark.slow
 def test_ten_kills(tmp_path):
     n, rng, kills = 400, random.Random(0), []
     with serve(latency=0.03, log=tmp_path / "log") as server:
@@ -126,6 +127,7 @@ def test_ten_kills(tmp_path):
     assert max(repeated.values(), default=0) <= 16, repeated  # by each kill, at most what was in flight
 
 
+@pytest.mark.slow
 def test_two_runs_share_a_store(tmp_path):
     with serve(latency=0.02, log=tmp_path / "log") as server:
         runs = [FORKS.Process(target=child, args=(server.url, str(tmp_path / "s.sqlite"), 200, {})) for _ in range(2)]
@@ -203,6 +205,7 @@ def test_budget_holds_for_two_runs(tmp_path):
         assert shown and 0.7 * budget < store.spent()["m"].cost_usd <= budget
 
 
+@pytest.mark.slow
 def test_interrupt_waits_for_what_is_paid(tmp_path):
     with serve(latency=0.6, log=tmp_path / "log") as server:
         run = FORKS.Process(target=child, args=(server.url, str(tmp_path / "s.sqlite"), 200, {}))
@@ -228,6 +231,7 @@ def test_interrupt_waits_for_what_is_paid(tmp_path):
         assert run.exitcode == 1
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path):
     if not shutil.which("unshare") or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
         pytest.skip("no user and mount namespaces here: a small disk cannot be made")
