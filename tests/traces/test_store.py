@@ -88,7 +88,7 @@ def test_claims_of_the_dead_are_taken_over(tmp_path):
     path = tmp_path / "s.sqlite"
     dead = multiprocessing.get_context("fork").Process(target=_claim_and_die, args=(str(path), 3))
     dead.start()
-    dead.join(20)
+    dead.join()
     with Store(path) as store:
         assert sqlite3.connect(path).execute("SELECT count(*) FROM claims").fetchone() == (3,)
         assert store.claim([request(0)], [1.0], budget=1.5).result() == ["mine"]  # nor is their money held back
