@@ -296,7 +296,7 @@ def _stand_in(split: str):
 
 
 def _train_problems(cfg: Settings, record: dict | None) -> list:
-    from smoltraces.problems.corpora import surplus
+    from smoltraces.problems.selection import surplus
     from smoltraces.schema import load_problems, to_problems
     then, now = (record or {}).get("settings", {}), cfg.model_dump(mode="json")
     if all(now.get(key) == value for key, value in then.items()):
