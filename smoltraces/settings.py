@@ -15,6 +15,7 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -381,4 +382,4 @@ def needs(
 class Lazy:
     "A module that is imported when something of it is first used"
     def __init__(self, name: str): self.name = name
-    def __getattr__(self, attribute: str): return getattr(importlib.import_module(self.name), attribute)
+    def __getattr__(self, attribute: str): return getattr(import_module(self.name), attribute)

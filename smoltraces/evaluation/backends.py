@@ -36,9 +36,9 @@ from smoltraces.traces.teachers import (
     HARD_CODED,
     PLAIN,
     Prompt,
-    _is_model,
     confirm,
     endpoint_of,
+    is_model,
     store_path,
     student_endpoint,
     unpaid,
@@ -312,7 +312,7 @@ Backend = Transformers | Vllm | Api
 
 def is_teacher(cfg: Settings, student: str) -> bool:
     "Whether a student is the model that writes synthetic traces, which is to be scored"
-    return cfg.evaluate_teacher and student == cfg.teacher_lm and _is_model(student)
+    return cfg.evaluate_teacher and student == cfg.teacher_lm and is_model(student)
 
 
 def backend_of(

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['PUBLISHED', 'SAMPLED_BY', 'FARTHEST', 'LONGEST', 'LIBRARIES', 'WRITER', 'Estimate', 'n_problems', 'n_answers',
            'shape_or_none', 'workload', 'Past', 'cell_of', 'tells', 'history', 'seconds_like', 'side_by_side',
-           'duration', 'total_time', 'longest_row', 'answering', 'by_api', 'memory_needs', 'PaidAnswers', 'model_roles',
-           'due', 'estimates', 'Line', 'about']
+           'duration', 'total_time', 'longest_row', 'answering', 'by_api', 'memory_needs', 'model_roles', 'due',
+           'estimates', 'Line', 'about']
 
 # %% ../../nbs/running/75_estimate.ipynb #1e595112
 import os
-import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 from functools import cache
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -24,7 +22,8 @@ from .execute import cores, hardware
 from .stages import Stage, input_path, plan, records
 from ..settings import InputError, Settings, Variant, load_settings
 from ..students.memory import GB, SHAPES, Shape, cards, fit, shape
-from ..traces.store import Spent
+from ..traces.store import StoreReader
+
 
 # %% ../../nbs/running/75_estimate.ipynb #fb14fbb3
 class Estimate(NamedTuple):
@@ -218,28 +217,6 @@ def memory_needs(
     return (LIBRARIES[notebook] + 2.5 + 2 * s.parameters / GB, gb) if card else (gb, 0)
 
 # %% ../../nbs/running/75_estimate.ipynb #55d25850
-class PaidAnswers:
-    "What a bill asks of the store of answers, read without taking part in its writing"
-    def __init__(self, path: Path): self.path = path
-
-    def _read(self, sql: str, values=()) -> list[tuple]:
-        try:
-            db = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=ro", uri=True)
-            try: return db.execute(sql, values).fetchall()
-            finally: db.close()
-        except sqlite3.Error: return [] # no store yet
-
-    def spent(self) -> dict[str, Spent]:
-        "What the stored answers cost, by model"
-        rows = self._read("SELECT model, requests, prompt_tokens, completion_tokens, cost_usd FROM totals")
-        return {model: Spent(n, *more) for model, n, *more in rows if n > 0}
-
-    def get_many(self, keys: Iterable[str]) -> dict[str, str]: # Key: status
-        "Those of the answers that are there"
-        keys = list(keys)
-        return dict(self._read(f"SELECT key, status FROM answers WHERE key IN ({','.join('?' * len(keys))})", keys))
-
-
 def model_roles(cfg: Settings) -> list[str]: # Of rlm, lm, wrong
     "The teachers that are models behind an endpoint"
     from smoltraces.traces.teachers import ROLES
@@ -280,7 +257,7 @@ def due(
     "What a stage would have to pay for"
     from smoltraces.traces.teachers import HARD_CODED, bill, endpoint_of, store_path, student_endpoint
     notebook, student, variant = cell_of(stage.notebook, stage.parameters)
-    store = PaidAnswers(store_path(cfg))
+    store = StoreReader(store_path(cfg))
     if notebook == "1_build_data" and model_roles(cfg):
         return list(bill(cfg, _train_problems(cfg, build), store).values())
     if notebook != "4_evaluate" or not by_api(cfg, student, variant): return []

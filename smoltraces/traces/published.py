@@ -9,11 +9,11 @@ __all__ = ['R1', 'split_output', 'Published', 'trace_set', 'published_traces', '
 import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import pandas as pd
@@ -44,6 +44,9 @@ def split_output(
     return "no thinking"
 
 # %% ../../nbs/traces/34_published.ipynb #cdbf7d95
+R1 = "deepseek-ai/DeepSeek-R1"
+
+
 @dataclass(frozen=True)
 class Published:
     "A trace that someone published"
@@ -52,15 +55,12 @@ class Published:
     model: str # Who wrote it
 
 
-R1 = "deepseek-ai/DeepSeek-R1"
-
-
-def _published(output: str | None, model: str) -> Published | str:
+def _published(output: str | None, model: str = R1) -> Published | str:
     parts = split_output(output or "")
     return parts if isinstance(parts, str) else Published(*parts, model)
 
 
-def _pair(trace: str | None, response: str | None, model: str) -> Published | str:
+def _pair(trace: str | None, response: str | None, model: str = R1) -> Published | str:
     if not (trace or "").strip(): return "no thinking"
     if not (response or "").strip(): return "cut off"
     return Published(trace.strip(), _SOLUTION.sub("", response).strip(), model)
@@ -68,30 +68,37 @@ def _pair(trace: str | None, response: str | None, model: str) -> Published | st
 
 def _openr1_traces(row: dict) -> list[Published | str]:
     outputs = row.get("generations") or []
-    flags = {name: [*(row.get(name) or []), *[None] * len(outputs)]
-             for name in ("is_reasoning_complete", "finish_reasons", "correctness_math_verify", "correctness_llama")}
-    order = sorted(range(len(outputs)), key=lambda i: (not flags["correctness_math_verify"][i],
-                                                       not flags["correctness_llama"][i]))
-    return ["marked incomplete" if flags["is_reasoning_complete"][i] is False else
-            "cut off" if flags["finish_reasons"][i] == "length" else _published(outputs[i], R1) for i in order]
+    def column(name: str) -> list: return [*(row.get(name) or []), *[None] * len(outputs)]
+
+    complete, finish = column("is_reasoning_complete"), column("finish_reasons")
+    by_verifier, by_model = column("correctness_math_verify"), column("correctness_llama")
+    order = sorted(range(len(outputs)), key=lambda i: (not by_verifier[i], not by_model[i]))
+    return ["marked incomplete" if complete[i] is False else "cut off" if finish[i] == "length" else
+            _published(outputs[i]) for i in order]
 
 # %% ../../nbs/traces/34_published.ipynb #341f2e43
 def _openthoughts_traces(row: dict) -> list[Published | str]:
-    if row.get("deepseek_reasoning"): return [_pair(row["deepseek_reasoning"], row.get("deepseek_solution"), R1)]
-    return [_published(turn["value"], R1) for turn in row.get("conversations") or [] if turn["from"] == "assistant"]
+    if row.get("deepseek_reasoning"): return [_pair(row["deepseek_reasoning"], row.get("deepseek_solution"))]
+    return [_published(turn["value"]) for turn in row.get("conversations") or [] if turn["from"] == "assistant"]
 
 # %% ../../nbs/traces/34_published.ipynb #5225afec
 def _s1k_traces(row: dict) -> list[Published | str]:
-    return [_pair(row["deepseek_thinking_trajectory"], row["deepseek_attempt"], R1)]
+    return [_pair(row["deepseek_thinking_trajectory"], row["deepseek_attempt"])]
 
-# %% ../../nbs/traces/34_published.ipynb #614d1c13
+
 _READERS = {"openr1-math-220k": _openr1_traces, "openthoughts-114k": _openthoughts_traces, "s1k-1.1": _s1k_traces}
 
 # %% ../../nbs/traces/34_published.ipynb #3af65b65
-def _own_traces(row: dict, named: dict[str, str]) -> list[Published | str]:
-    model = str(row[named["teacher"]]) if "teacher" in named else "not stated"
-    if {"trace", "response"} <= named.keys(): return [_pair(row[named["trace"]], row[named["response"]], model)]
-    return [_published(row[named.get("trace") or named["response"]], model)]
+def _own_traces(row: dict, columns: dict[str, str]) -> list[Published | str]:
+    model = str(row[columns["teacher"]]) if "teacher" in columns else "not stated"
+    if {"trace", "response"} <= columns.keys(): return [_pair(row[columns["trace"]], row[columns["response"]], model)]
+    return [_published(row[columns.get("trace") or columns["response"]], model)]
+
+
+def _reader(spec: Spec) -> Callable[[dict], list[Published | str]] | None:
+    "What reads the traces of a row; None for a set without traces"
+    if spec.corpus.name in _READERS: return _READERS[spec.corpus.name]
+    return partial(_own_traces, columns=spec.columns) if {"trace", "response"} & spec.columns.keys() else None
 
 
 def trace_set(
@@ -103,14 +110,8 @@ def trace_set(
     raise InputError(f"{text.partition('?')[0]} holds no traces: choose from {', '.join(TRACE_SETS)}, or name the "
                      "columns of a file with FILE?question=COLUMN&answer=COLUMN&trace=COLUMN&response=COLUMN.")
 
-
-def _reader(spec: Spec) -> Callable[[dict], list[Published | str]] | None:
-    "What reads the traces of a row; None for a set without traces"
-    if spec.corpus.name in _READERS: return _READERS[spec.corpus.name]
-    return partial(_own_traces, named=spec.columns) if {"trace", "response"} & spec.columns.keys() else None
-
 # %% ../../nbs/traces/34_published.ipynb #c8544f96
-def _asked(row: dict) -> str | None:
+def _question_of(row: dict) -> str | None:
     turns = row.get("conversations") or []
     turn = next((t["value"] for t in turns if t["from"] == "user"), None)
     question = row.get("problem") or row.get("question") or turn
@@ -118,9 +119,14 @@ def _asked(row: dict) -> str | None:
     return question and re.sub(r"^Return your final response within \\boxed\{\}\.\s*", "", question)
 
 
-def _traces_of(spec: Spec, row: dict) -> list[Published | str]:
-    try: return _reader(spec)(row) or ["no thinking"]
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError): return ["unreadable row"]
+def _rows_of(spec: Spec, offline: bool) -> Iterator[tuple[dict, Problem | str, list[Published | str]]]:
+    "The rows of a set, each with its problem and its traces, or why there are none"
+    from tqdm.auto import tqdm
+    read = _reader(spec)
+    for row in tqdm(rows(spec, offline), desc=spec.corpus.name, unit=" rows", delay=1):
+        try: traces = read(row) or ["no thinking"]
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError): traces = ["unreadable row"]
+        yield row, problem_of(spec.corpus, row), traces
 
 
 def published_traces(
@@ -132,22 +138,17 @@ def published_traces(
     "Stream the traces that others published for these problems; not verified yet"
     wanted, sets = set(ids), [spec for text in specs if _reader(spec := parse(text, root))]
     if not sets: raise InputError(f"No published traces are named: add one of {', '.join(TRACE_SETS)} to corpora.")
-    for spec in sets:
-        for row in _told(spec.corpus.name, rows(spec, offline)):
-            problem, asked = problem_of(spec.corpus, row), _asked(row)
-            # a row may lack an answer of its own, and still be about a problem that has one
-            found = problem.id if isinstance(problem, Problem) else asked and question_id(asked)
-            if found not in wanted: continue
-            for p in _traces_of(spec, row):
-                if not isinstance(p, str): yield found, p.trace, p.response, p.model
-
-
-def _told(name: str, some: Iterable) -> Iterator:
-    from tqdm.auto import tqdm
-    return tqdm(some, desc=name, unit=" rows", delay=1)
+    for row, problem, traces in chain.from_iterable(_rows_of(spec, offline) for spec in sets):
+        # a row may lack an answer of its own, and still be about a problem that has one
+        question = _question_of(row)
+        problem_id = problem.id if isinstance(problem, Problem) else question and question_id(question)
+        if problem_id not in wanted: continue
+        for t in traces:
+            if not isinstance(t, str): yield problem_id, t.trace, t.response, t.model
 
 # %% ../../nbs/traces/34_published.ipynb #814b1653
-_reasons = ("answer is wrong", "no answer", "cut off", "marked incomplete", "thinks more than once", "no thinking")
+_reasons = ("answer is wrong", "no answer", "cut off", "marked incomplete", "thinks more than once", "no thinking",
+            "unreadable row") # those of the better traces first
 
 
 @dataclass
@@ -167,61 +168,49 @@ class Imported:
         return "\n".join([f"| {self.name} ({self.licence}) | rows |", "|---|---|",
                           *(f"| {label} | {n:,} |" for label, n in lines)])
 
-
-class _Row:
-    "A problem and its traces, of which the first that has an answer is being verified"
-    def __init__(self, problem: Problem, traces: list[Published | str], verifier: Verifier, unsafe: bool):
-        self.problem, self.traces, self.verifier, self.unsafe = problem, deque(traces), verifier, unsafe
-        self.said: list[str] = [] # of the traces that were passed over
-        self.next: Future | None = self._submit()
-
-    def _submit(self) -> Future | None:
-        while self.traces:
-            p = self.traces[0]
-            if not isinstance(p, str) and final_answer(self.problem, p.response):
-                return self.verifier.submit(self.problem, p.response, unsafe=self.unsafe)
-            self.said.append(p if isinstance(p, str) else "no answer")
-            self.traces.popleft()
-        return None
-
-    def right(self) -> Published | str:
-        "The first trace that verifies, or what came of the best of those that do not"
-        while self.next:
-            p, verified = self.traces.popleft(), self.next.result()
-            if verified: return p
-            self.said.append("answer is wrong")
-            self.next = self._submit()
-        return min(self.said, key=lambda r: _reasons.index(r) if r in _reasons else len(_reasons))
+# %% ../../nbs/traces/34_published.ipynb #c77a2f48
+def _first_right(
+    problem: Problem, traces: list[Published | str], verify: Callable,
+) -> tuple[Published | str, list[str]]: # And why traces were passed over
+    "The first trace that verifies, or what came of the best"
+    reasons = []
+    for trace in traces:
+        if isinstance(trace, str): reasons.append(trace)
+        elif not final_answer(problem, trace.response): reasons.append("no answer")
+        elif verify(problem, trace.response).result(): return trace, reasons
+        else: reasons.append("answer is wrong")
+    return min(reasons, key=_reasons.index), reasons
 
 
-def _rows(spec: Spec, offline: bool, unsafe: bool, verifier: Verifier, told: Imported) -> Iterator[_Row]:
-    "Problems with their traces, verified a few rows ahead of the reader"
+def _verified(spec: Spec, offline: bool, verify: Callable, counts: Imported) -> Iterator[tuple[Problem, Future]]:
+    "The problems of a set with `_first_right` of their traces, a few rows ahead of the reader"
     waiting = deque()
-    for row in _told(spec.corpus.name, rows(spec, offline)):
-        told.read += 1
-        problem = problem_of(spec.corpus, row)
-        if isinstance(problem, str): told.dropped[problem] += 1
-        else: waiting.append(_Row(problem, _traces_of(spec, row), verifier, unsafe))
-        if len(waiting) > 32: yield waiting.popleft()
-    yield from waiting
+    with ThreadPoolExecutor(8) as pool:
+        for _, problem, traces in _rows_of(spec, offline):
+            counts.read += 1
+            if isinstance(problem, str): counts.dropped[problem] += 1
+            else: waiting.append((problem, pool.submit(_first_right, problem, traces, verify)))
+            if len(waiting) > 32: yield waiting.popleft()
+        yield from waiting
 
 
-def _imported(some: Iterable[_Row], prompt: str, told: Imported) -> Iterator[dict]:
-    "ST rows; what is left out is counted"
-    seen = set()
-    for row in some:
-        problem, found = row.problem, "the same problem again" if row.problem.id in seen else row.right()
-        told.passed_over.update(row.said)
-        if isinstance(found, str):
-            told.dropped[found] += 1
+def _st_rows(verified: Iterable[tuple[Problem, Future]], prompt: str, counts: Imported) -> Iterator[dict]:
+    "Rows of ST; what is left out is counted"
+    ids = set()
+    for problem, future in verified:
+        trace, reasons = future.result()
+        counts.passed_over.update(reasons)
+        if problem.id in ids: trace = "the same problem again"
+        if isinstance(trace, str):
+            counts.dropped[trace] += 1
             continue
-        seen.add(problem.id)
-        told.kept += 1
-        yield {**asdict(problem), "variant": "ST", "teacher": found.model, "prompt": prompt, "trace": found.trace,
-               "response": found.response, "correct": True, "prompt_tokens": None, "completion_tokens": None,
+        ids.add(problem.id)
+        counts.kept += 1
+        yield {**asdict(problem), "variant": "ST", "teacher": trace.model, "prompt": prompt, "trace": trace.trace,
+               "response": trace.response, "correct": True, "prompt_tokens": None, "completion_tokens": None,
                "cost_usd": 0.0}
 
-
+# %% ../../nbs/traces/34_published.ipynb #85e4723a
 def import_traces(
     spec: str, # As for `trace_set`
     out: str | Path | None = None, # A Parquet file; the rows are kept in memory where None
@@ -234,13 +223,14 @@ def import_traces(
     "Make ST rows of published traces, each with an answer that was verified here"
     chosen = trace_set(spec, root)
     corpus, pinned = chosen.corpus, chosen.corpus.revision and not chosen.path
-    told = Imported(corpus.name, corpus.licence, path=Path(out) if out else None)
+    counts = Imported(corpus.name, corpus.licence, path=Path(out) if out else None)
     prompt = f"published/{corpus.name}@{corpus.revision[:7] if pinned else 'file'}"
     with nullcontext(verifier) if verifier else Verifier() as verifier:
-        found = islice(_imported(_rows(chosen, offline, unsafe, verifier, told), prompt, told), limit)
+        verified = _verified(chosen, offline, partial(verifier.submit, unsafe=unsafe), counts)
+        st_rows = islice(_st_rows(verified, prompt, counts), limit)
         if out is None:
-            told.table = pd.DataFrame(list(found), columns=trace_schema.names)
-            return told
-        with parquet_writer(told.path, trace_schema) as write:
-            while some := list(islice(found, 200)): write(some)
-    return told
+            counts.table = pd.DataFrame(list(st_rows), columns=trace_schema.names)
+            return counts
+        with parquet_writer(counts.path, trace_schema) as write:
+            while some := list(islice(st_rows, 200)): write(some)
+    return counts

@@ -10,12 +10,12 @@ import pytest
 from conftest import ROOT
 
 from smoltraces.files import write_json, write_parquet
-from smoltraces.running.estimate import PaidAnswers, about, answering, due, estimates, longest_row, memory_needs
+from smoltraces.running.estimate import about, answering, due, estimates, longest_row, memory_needs
 from smoltraces.running.execute import hardware
 from smoltraces.running.stages import plan
 from smoltraces.settings import load_settings
 from smoltraces.students.memory import SHAPES, cards
-from smoltraces.traces.store import Request, Response, Store
+from smoltraces.traces.store import Request, Response, Store, StoreReader
 from smoltraces.traces.teachers import store_path
 
 SMOL = "embedded/smollm2-135m-instruct"
@@ -229,7 +229,7 @@ def test_a_missing_price_is_said(clone):
 
 
 def test_a_store_that_is_not_there_is_empty(clone):
-    answers = PaidAnswers(clone / "none.sqlite")
+    answers = StoreReader(clone / "none.sqlite")
     assert answers.spent() == {} and answers.get_many(["a"]) == {}
     assert not (clone / "none.sqlite").exists()
 

@@ -135,6 +135,7 @@ def test_nothing_is_asked_twice(built, files, answering, monkeypatch):
     assert bodies(answering) == before and hashes(built) == data
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_data(built, files, tmp_path):
     folder, log, said = project(tmp_path), tmp_path / "paid.jsonl", tmp_path / "said"
     with serve(answer="actors:act", answers=files["answers"], log=log, key=SECRET, latency=0.1) as server:
@@ -201,6 +202,7 @@ def test_wrong_key_stops_at_once(files, answering, tmp_path, monkeypatch):
     assert not list(cfg.path("data").glob("*"))
 
 
+@pytest.mark.slow
 def test_asks_before_the_first_paid_call(files, answering, tmp_path):
     folder, before = project(tmp_path), bodies(answering)
     chosen = settings(files, answering, confirm="true", temperature="0.5")

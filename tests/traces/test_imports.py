@@ -14,7 +14,7 @@ import smoltraces.traces.published as module
 from smoltraces.problems.answers import Verifier
 from smoltraces.schema import question_id, trace_schema
 from smoltraces.settings import InputError
-from smoltraces.traces.published import TRACE_SETS, published_traces, split_output
+from smoltraces.traces.published import TRACE_SETS, published_traces
 
 SHARED = ROOT.parent / "shared" / "data"
 THOUGHTS = ("<|begin_of_thought|>\n\n{}\n\n<|end_of_thought|>\n\n<|begin_of_solution|>\n\n{}\n\n<|end_of_solution|>")
@@ -119,14 +119,6 @@ def test_s1k(tmp_path, import_traces):
     told = import_traces(f"s1k-1.1@{tmp_path}")
     assert list(told.table.answer) == ["128", "129", "B"] and list(told.table.choices)[2] == ["4", "5", "6", "8"]
     assert told.dropped == {"no answer": 1, "no answer to verify": 1, "cut off": 1}
-
-
-@pytest.mark.parametrize("text, parts", [
-    ("<think>a</think>b", ("a", "b")), ("a\n</think>\n\nb", ("a", "b")), (THOUGHTS.format("a", "b"), ("a", "b")),
-    ("<think>a", "cut off"), ("<|begin_of_thought|>a", "cut off"), ("a", "no thinking"), ("", "no thinking"),
-    ("<think> </think>b", "no thinking"), ("<think>a</think>b</think>c", "thinks more than once"),
-    ("<think>a<think>b</think>c", "thinks more than once")])
-def test_split_output(text, parts): assert split_output(text) == parts
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
