@@ -407,13 +407,8 @@ def measure(
     field: str = "trace", # Of a frame or a file: where the traces are
     lex: Lexicon | None = None, # From `lexicon`
     tokenizer=None, # A tokenizer or its path: adds `n_tokens`
-    engine: str | None = None, # For a path: "threads" or "ray"; see corpus
 ) -> pd.DataFrame: # One row a trace, in order
     "The style of each trace"
-    if engine:
-        if lex or tokenizer: raise InputError("engine takes neither lex nor tokenizer: use corpus.measure_corpus.")
-        from smoltraces.style.corpus import measure_corpus
-        return measure_corpus(traces, field=field, engine=engine)
     parts, done = [], 0
     for ids, texts in batches(traces, field):
         rows = measure_texts(texts, lex, tokenizer)
