@@ -230,11 +230,12 @@ def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
         else: yield from batch.step()
 
 # %% ../../nbs/students/45_decoding.ipynb #d6cc258d
-_out_of_memory = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # in the words of torch's allocators
+_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # of torch's allocators
 
 
 def _memory_ran_out(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(w in str(error) for w in _out_of_memory)
+    if isinstance(error, MemoryError): return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _complaints)
 
 
 def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -256,7 +257,7 @@ def answers(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
     on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size when memory ran out
-    on_token: Callable[[int, int], None] = lambda i, token: None, # Called with each token as it comes, its prompt's index first
+    on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a prompt's index and a token
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
     "Answer all prompts; raises InputError where a single one does not fit"
     import torch

@@ -180,18 +180,20 @@ def estimate(
     adapter = 0 if method == "full" else s.adapter(rank) + (2 * s.vocabulary * s.hidden if think == "tokens" else 0)
     trainable = (adapter or s.parameters) / shards
     weights = _weight_bytes(s, method, size, shards) + 4 * adapter
-    gathered = 2 * size * (s.embeddings + 2 * s.parameters // s.layers) if shards > 1 else 0 # to be used, layer by layer
+    gathered = 2 * size * (s.embeddings + 2 * s.parameters // s.layers) if shards > 1 else 0 # from other shards
     if device == "cpu": activations, logits, workspace = _cpu_bytes(s, length, rows, method)
-    else: activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine, weights + 12 * trainable + gathered,
-                                                      room * GB)
+    else:
+        other = weights + 12 * trainable + gathered
+        activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine, other, room * GB)
     parts = weights, 4 * trainable, 8 * trainable, activations, logits, workspace + gathered
     return Memory(*(n / GB for n in parts))
 
 # %% ../../nbs/students/42_memory.ipynb #44f9db71
 def _number(file: Path, key: str = "") -> float:
     "The number in a file of a control group, or of one line of it; infinity where there is none"
-    try: return float(next(line.split()[-1] for line in file.read_text().splitlines() if line.startswith(key)))
+    try: number = float(next(line.split()[-1] for line in file.read_text().splitlines() if line.startswith(key)))
     except (OSError, ValueError, StopIteration): return math.inf # absent, or `max`
+    return number if number < 2**60 else math.inf # version 1's way to say `max`
 
 
 def container_room(
@@ -204,13 +206,15 @@ def container_room(
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", "memory"): continue
         base, limit, usage, cached = root, "memory.max", "memory.current", "inactive_file "
-        if controllers: base, limit, usage, cached = (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
-                                                      "total_inactive_file ")
+        if controllers: # version 1
+            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file "
         group = base / path.strip("/")
         for folder in (group, *(p for p in group.parents if p.is_relative_to(base))):
-            most, used, freed = (_number(folder / limit), _number(folder / usage),
-                                 _number(folder / "memory.stat", cached))
-            if most < 2**60 and used < math.inf: room = min(room, max(0, most - used + (freed if freed < math.inf else 0)))
+            most, used = _number(folder / limit), _number(folder / usage)
+            if most == math.inf or used == math.inf: continue
+            freed = _number(folder / "memory.stat", cached)
+            room = min(room, max(0, most - used + (0 if freed == math.inf else freed)))
     return room
 
 # %% ../../nbs/students/42_memory.ipynb #3bd5544c

@@ -47,8 +47,8 @@ def _texts(row: Mapping[str, Any], tokenizer, student: str = "this student") -> 
     between, opening = whole[place + len(question):start], prompt[prompt.rfind(question) + len(question):]
     lead = between.removeprefix(opening)
     if not between.startswith(opening) or re.sub(r"</?think>|\s", "", lead):
-        raise InputError(f"The chat template of {student} opens an answer otherwise in a prompt ({opening!r}) than in a "
-                         f"conversation ({between!r}): name another student.")
+        raise InputError(f"The chat template of {student} opens an answer otherwise in a prompt ({opening!r}) than in "
+                         f"a conversation ({between!r}): name another student.")
     return prompt, lead + whole[start:stop]
 
 # %% ../../nbs/students/41_sequences.ipynb #54093026
@@ -272,7 +272,7 @@ def encode(
 ): # A Dataset (input_ids, labels, length, id), and Counts
     "The training set that the trainer gets; raises InputError naming a row that lacks a column, or where none is left"
     from datasets import Dataset
-    records, dataset, cut, longest = _checked(rows), {"input_ids": [], "labels": [], "length": [], "id": []}, 0, 0
+    records, dataset, cut, longest = _checked(rows), [], 0, 0
     for row, (prompt, answer) in zip(records, _tokenised(records, tokenizer), strict=True):
         encoded = _encoded(prompt, answer, tokenizer)
         longest = max(longest, len(encoded.input_ids))
@@ -281,8 +281,7 @@ def encode(
             if encoded is None: continue
             cut += 1
         ids, labels = (np.array(part, dtype=np.int32) for part in encoded)
-        for column, value in zip(dataset.values(), (ids, labels, len(ids), row["id"]), strict=True): column.append(value)
-    n = len(dataset["id"])
-    if not n: raise InputError(f"Every training row is longer than max_length = {max_length} tokens (the longest "
-                               f"has {longest}): raise max_length.")
-    return Dataset.from_dict(dataset), Counts(len(records), len(records) - n, cut)
+        dataset.append({"input_ids": ids, "labels": labels, "length": len(ids), "id": row["id"]})
+    if not dataset: raise InputError(f"Every training row is longer than max_length = {max_length} tokens (the longest "
+                                     f"has {longest}): raise max_length.")
+    return Dataset.from_list(dataset), Counts(len(records), len(records) - len(dataset), cut)

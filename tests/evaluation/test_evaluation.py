@@ -16,7 +16,7 @@ from conftest import ROOT, environment
 from server import serve
 
 from smoltraces.evaluation import evaluate as evaluation
-from smoltraces.evaluation.backends import Asked, SealedStore, Unanswered, backend_of
+from smoltraces.evaluation.backends import Query, SealedStore, Unanswered, backend_of
 from smoltraces.evaluation.benchmarks import load_benchmark, opened, score, unseal
 from smoltraces.evaluation.evaluate import evaluate
 from smoltraces.files import read_json
@@ -509,7 +509,7 @@ def test_thinking_that_the_template_opened_belongs_to_the_answer(world, tmp_path
     student = backend_of(cfg, LLAMA, "Base")
     student.tokenizer.chat_template += "{{ '<think>\n' }}"
     prompt = student.prompt(HELLO)
-    [(_, answer)] = student.answers([Asked({"id": "0" * 16}, 0, prompt)])
+    [(_, answer)] = student.answers([Query({"id": "0" * 16}, 0, prompt)])
     assert prompt.endswith("<think>\n") and answer.output.startswith("<think>\n")
     student.tokenizer.chat_template = "{{ raise_exception('only one message') }}"
     with pytest.raises(InputError, match="does not take a system and a user message .only one"): student.prompt(HELLO)

@@ -187,7 +187,7 @@ def test_memory_that_runs_out(error, caplog):
         if len(given["input_ids"]) > 5: raise error
 
     model.register_forward_pre_hook(scarce, with_kwargs=True)
-    found = list(answers(model, Letters(), asked, 12, 32, shrunk=sizes.append))
+    found = list(answers(model, Letters(), asked, 12, 32, on_shrink=sizes.append))
     assert sorted(found) == wanted and sizes == [16, 8, 4]
     assert [r.getMessage() for r in caplog.records] == ["Memory ran out at 32 problems a time: fewer from here on"]
 
@@ -201,7 +201,7 @@ def test_memory_that_runs_out_midway():
         if next(steps) == 20: raise torch.OutOfMemoryError("CUDA out of memory.")
 
     model.register_forward_pre_hook(scarce)
-    found = list(answers(model, Letters(), asked, 30, 10, shrunk=sizes.append))
+    found = list(answers(model, Letters(), asked, 30, 10, on_shrink=sizes.append))
     assert len(found) == 30 and dict(found) == wanted and sizes == [5]
 
 
