@@ -86,7 +86,7 @@ class Reply:
         "A reply that was shown as it came is not shown again as the value of the same cell"
         if self._cell is None or self._cell != _cell(): raise NotImplementedError # then IPython takes the next way
 
-
+# %% ../../nbs/evaluation/53_ask.ipynb #336d011b
 def _short(text: str) -> str:
     text = " ".join(visible(text).split())
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -193,9 +193,7 @@ def _with_text(r: Response, change) -> Response:
     return replace(r, **{name: text and change(text) for name, text in texts.items()})
 
 
-def answer_of(
-    r: Response,
-) -> Answer: # Refused, filtered and empty ones are answers, and wrong
+def answer_of(r: Response) -> Answer: # Refused, filtered and empty ones are answers, and wrong
     "A stored response as a student would have written it"
     output = r.content
     if r.thinking:

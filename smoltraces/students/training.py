@@ -57,10 +57,7 @@ def recipe_of(
     return by_name.get(student.rstrip("/").rpartition("/")[2].lower())
 
 
-def learning_rate(
-    cfg: Settings,
-    student: str,
-) -> float: # InputError where neither the settings nor a recipe know it
+def learning_rate(cfg: Settings, student: str) -> float: # InputError where neither the settings nor a recipe know it
     "The learning rate of a run: the settings', or else the student's own"
     if cfg.learning_rate is not None: return cfg.learning_rate
     if recipe := recipe_of(student): return recipe.learning_rate
@@ -86,10 +83,7 @@ class Table(dict):
         return "\n".join(["| setting | value | reason |", "|---|---|---|", *rows])
 
 
-def chosen(
-    cfg: Settings,
-    student: str,
-) -> Table: # Setting: (value, reason)
+def chosen(cfg: Settings, student: str) -> Table: # Setting: (value, reason)
     "What this run trains `student` with, each value with its reason"
     recipe = recipe_of(student)
     why = "set by hand" if cfg.learning_rate is not None or recipe is None else recipe.origin
@@ -126,9 +120,7 @@ def _precision(cfg: Settings, gpus: int) -> str:
     return cfg.precision
 
 
-def layout(
-    cfg: Settings,
-) -> Layout: # InputError where the settings do not go together
+def layout(cfg: Settings) -> Layout: # InputError where the settings do not go together
     "How this machine runs these settings"
     import torch
     gpus = torch.cuda.device_count()
@@ -178,10 +170,7 @@ def order(
     return np.concatenate(batches)[:max(1, round(epochs * len(lengths)))]
 
 # %% ../../nbs/students/44_training.ipynb #1b20798c
-def tokenizer_of(
-    cfg: Settings,
-    student: str,
-): # Of transformers
+def tokenizer_of(cfg: Settings, student: str): # Of transformers
     "A student's own tokenizer, in a process that is going to train"
     for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
     prepare(cfg)

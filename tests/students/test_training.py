@@ -21,7 +21,7 @@ from smoltraces.settings import InputError, load_settings
 from smoltraces.students import training
 from smoltraces.students.callbacks import LOG, Guard, Progress, last_checkpoint, log_callback
 from smoltraces.students.models import locate
-from smoltraces.students.training import RECIPES, card, chosen, layout, learning_rate, push_student
+from smoltraces.students.training import card, layout, push_student
 
 SCRIPT = [sys.executable, str(ROOT / "tests" / "training_runs.py")]
 
@@ -172,15 +172,6 @@ def test_what_went_wrong_in_a_process_is_said_here(tmp_path):
     assert "raise max_length" in done.stderr.splitlines()[-1], done.stderr[-500:]
 
 
-def test_recipes():
-    paper = load_settings("paper")
-    assert [learning_rate(paper, s) for s in paper.students] == [6e-5, 4e-5, 1e-5]
-    assert learning_rate(load_settings("paper", learning_rate=3e-5), "owner/unheard-of") == 3e-5
-    assert "6e-05" in chosen(paper, paper.students[0])._repr_markdown_()
-    assert set(paper.students) < set(RECIPES)
-    with pytest.raises(InputError, match="owner/other: set learning_rate"): learning_rate(paper, "owner/other")
-
-
 def test_a_checkpoint_of_other_settings(tmp_path):
     rows = pd.DataFrame({"id": ["a"], "trace": [None], "response": ["1"]})
     cfg = tiny(tmp_path)
@@ -231,8 +222,7 @@ def test_an_older_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("more, said", [
-    ({"micro_batch_size": 3}, "make it a multiple of 3"), ({"precision": "bfloat16"}, "needs a GPU"),
-    ({"packing": "packed"}, "set packing = auto"), ({"method": "qlora"}, "set method = lora")])
+    ({"precision": "bfloat16"}, "needs a GPU"), ({"packing": "packed"}, "set packing = auto")])
 def test_settings_that_do_not_go_together(more, said):
     with pytest.raises(InputError, match=said): layout(load_settings("smoke", **{"batch_size": 4, **more}))
 
