@@ -294,6 +294,7 @@ def trainer_of(
     return trainer
 
 # %% ../../nbs/students/44_training.ipynb #e5a75975
+STOP = "stop" # a file beside the checkpoints that asks several processes to end
 _decisive = ("method", "epochs", "batch_size", "warmup_ratio", "weight_decay", "lora_rank", "lora_alpha", "max_length",
              "too_long", "think", "precision", "holdout")
 
@@ -317,11 +318,10 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
                              f"of another run ({was or 'other training rows'}): set that back, or delete "
                              f"{scratch.relative_to(cfg.path()).as_posix()} in {cfg.out}/{cfg.profile} to begin anew.")
     scratch.mkdir(parents=True, exist_ok=True)
+    (scratch / STOP).unlink(missing_ok=True) # of a run that was interrupted
     write_json(scratch / "basis.json", basis)
 
-
 # %% ../../nbs/students/44_training.ipynb #baa18b78
-STOP = "stop" # a file beside the checkpoints that asks several processes to end
 _columns = ["input_ids", "labels"] # that the trainer reads
 
 
@@ -399,7 +399,7 @@ def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataF
     rows.to_pickle(scratch / "rows.pickle")
     write_json(scratch / "job.json", {"settings": cfg.model_dump(mode="json"), "root": str(cfg._root.resolve()),
                                       "student": student, "variant": variant, "seed": seed})
-    for name in ("rows.json", "facts.json", "error.json", STOP): (scratch / name).unlink(missing_ok=True)
+    for name in ("rows.json", "facts.json", "error.json"): (scratch / name).unlink(missing_ok=True)
     n = layout(cfg).processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", "--no-python",
                sys.executable, "-c", WORKER, str(scratch)]
