@@ -307,6 +307,7 @@ def test_an_adapter_in_the_hubs_cache(plain, tmp_path, monkeypatch):
     assert load_student("someone/tiny-ST").name == "someone/tiny-ST"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it_once(tmp_path):
     "In one place, which ends as the reply; the value of the same cell is not shown again, in the next cell it is"
     import nbclient
