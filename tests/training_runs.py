@@ -1,7 +1,9 @@
 """Train tiny students in a process apart, since Unsloth changes transformers for good: training_runs.py PART FOLDER
 
-families FOLDER: of each family, whole weights and an adapter: a run, the same run broken off and resumed, a spoilt row
-run FOLDER KEY=VALUE…: one run of the smoke profile with these settings; interrupt=K: Ctrl-C is pressed at step K
+basics FOLDER: a run in one go, one that is interrupted at step 2 and resumed, and one with a row that spoils the loss
+families FOLDER CACHE: of each family, whole weights and an adapter: a run, and the same run broken off and resumed
+run FOLDER KEY=VALUE…: one run of the smoke profile with these settings; interrupt=K: Ctrl-C is pressed at step K;
+    wait=K: several processes wait at step K until they are asked to stop
 Results are left as JSON in FOLDER.
 """
 import json
@@ -9,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -16,27 +19,18 @@ from families import FAMILIES, family
 
 from smoltraces.problems.selection import build_problems
 from smoltraces.schema import load_variant
-from smoltraces.settings import InputError, load_settings, slug
+from smoltraces.settings import InputError, load_settings
 from smoltraces.students import training
-from smoltraces.students.callbacks import Show
+from smoltraces.students.callbacks import Progress, last_checkpoint
 from smoltraces.traces.variants import build_variants
 
-
-class Broken(BaseException):
-    "Stands for a process that ends at some step"
-
-
-class Breaks(Show):
-    "Ends the run after a step"
-    after = None
-
-    def __call__(self, rows, steps):
-        if rows[-1]["step"] == self.after: raise Broken
+RANDOM = "embedded/random-llama"
 
 
 def settings(folder: Path, **more):
-    cfg = load_settings("smoke", out=str(folder), **{"holdout": 2, "batch_size": 4, "epochs": 2, "n_train": 12,
-                                                     "learning_rate": 1e-3, **more})
+    "Four whole steps of four rows in two epochs; no checkpoint is due"
+    cfg = load_settings("smoke", out=str(folder), **{"holdout": 2, "batch_size": 4, "epochs": 2, "n_train": 10,
+                                                     "learning_rate": 1e-3, "checkpoint_minutes": 0, **more})
     if not cfg.path("data", "ST-NT.parquet").exists():
         build_problems(cfg)
         build_variants(cfg)
@@ -46,28 +40,76 @@ def settings(folder: Path, **more):
 def log(folder: Path) -> list[float]: return pd.read_parquet(folder / "log.parquet")["loss"].tolist()
 
 
-def spoilt(cfg, student: str, rows) -> dict:
-    "Train with a row whose tokens the model has no finite embedding for; what is said"
+def result(folder: Path) -> dict:
+    "What there is to know of a trained student"
+    return {"log": pd.read_parquet(folder / "log.parquet").to_dict("list"),
+            "facts": json.loads((folder / "training.json").read_text()),
+            "files": sorted(p.name for p in folder.iterdir()),
+            "beside": sorted(p.name for p in folder.parent.iterdir())}
+
+
+class Interrupts(Progress):
+    "Somebody presses Ctrl-C at a step, once"
+    at = 0
+
+    def __call__(self, rows, steps):
+        if not Interrupts.at or rows[-1]["step"] < Interrupts.at: return
+        Interrupts.at = 0
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def basics(folder: Path):
+    training.Progress = Interrupts
+    cfg, other = settings(folder / "whole"), settings(folder / "interrupted")
+    rows = load_variant(cfg, "ST-HC")
+    whole = result(training.finetune(cfg, RANDOM, "ST-HC", 0, rows))
+    Interrupts.at = 2
+    try: training.finetune(other, RANDOM, "ST-HC", 0, rows)
+    except KeyboardInterrupt as e: interrupt = str(e)
+    scratch = other.path("students", "embedded--random-llama", "ST-HC", ".seed-0.checkpoints")
+    checkpoint = int(last_checkpoint(scratch).name.rpartition("-")[2])
+    resumed = result(training.finetune(other, RANDOM, "ST-HC", 0, rows))
+    row, message = spoilt(cfg, rows)
+    (folder / "basics.json").write_text(json.dumps({
+        "whole": whole, "interrupt": interrupt, "checkpoint": checkpoint, "resumed": resumed, "row": row,
+        "message": message}))
+
+
+def spoilt(cfg, rows) -> tuple[str, str | None]:
+    "Train with a row whose tokens the model has no finite embedding for: its problem, and what is said"
     load = training.load
 
-    def spoil(*args):
+    def load_with_nan(*args):
         import torch
         model, tokenizer = load(*args)
         token = tokenizer.encode(" Ω", add_special_tokens=False)[-1]
         with torch.no_grad(): model.get_input_embeddings().weight[token] = float("nan")
         return model, tokenizer
 
-    rows = rows.copy()
-    rows.loc[7, "response"] += " Ω"
-    training.load = spoil
-    try: training.finetune(cfg, student, "ST-NT", 1, rows)
-    except InputError as e: return {"row": rows["id"][7], "said": str(e)}
+    train, _ = training.hold_out(rows, cfg.holdout)
+    problem, rows = train["id"][3], rows.copy()
+    rows.loc[rows["id"] == problem, "response"] += " Ω"
+    training.load = load_with_nan
+    try: training.finetune(cfg, RANDOM, "ST-HC", 1, rows)
+    except InputError as e: return problem, str(e)
     finally: training.load = load
-    return {"row": rows["id"][7], "said": None}
+    return problem, None
+
+
+class Broken(BaseException):
+    "Stands for a process that ends at some step"
+
+
+class Breaks(Progress):
+    "Ends the run after a step"
+    after = None
+
+    def __call__(self, rows, steps):
+        if rows[-1]["step"] == self.after: raise Broken
 
 
 def families(folder: Path, cache: Path):
-    training.Show, dice, found = Breaks, random.Random(), {}
+    training.Progress, dice, results = Breaks, random.Random(), {}
     for name in FAMILIES:
         student = str(family(name, cache / name))
         for method in ("full", "lora"):
@@ -81,36 +123,43 @@ def families(folder: Path, cache: Path):
             except Broken: pass
             broken, Breaks.after = Breaks.after, None
             again = training.finetune(every, student, "ST-NT", 0, rows)
-            facts = json.loads((again / "training.json").read_text())
-            found[f"{name} {method}"] = {"whole": whole, "resumed": log(again), "broken": broken, "facts": facts,
-                                         "files": sorted(p.name for p in again.iterdir()),
-                                         "beside": sorted(p.name for p in again.parent.iterdir())}
-    found["spoilt"] = spoilt(cfg, student, rows)
-    (folder / "families.json").write_text(json.dumps(found))
+            results[f"{name} {method}"] = {**result(again), "whole": whole, "resumed": log(again), "broken": broken}
+    (folder / "families.json").write_text(json.dumps(results))
 
 
-class Interrupts(Show):
-    "Somebody presses Ctrl-C at a step"
-    at, pressed = 0, False
+WAITING = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from training_runs import waiting_worker
+waiting_worker(STEP)
+"""
 
-    def __call__(self, rows, steps):
-        if rows[-1]["step"] < self.at or Interrupts.pressed: return
-        Interrupts.pressed = True
-        os.kill(os.getpid(), signal.SIGINT)
+
+def waiting_worker(step: int):
+    "One of several processes; the first waits at a step, and the others for it, until the stop flag is there"
+    write = training.write_json
+
+    def write_and_wait(path, value):
+        write(path, value)
+        if path.name == "rows.json" and len(value["rows"]) == step:
+            while not (path.parent / training.STOP).exists(): time.sleep(0.05)
+
+    training.write_json = write_and_wait
+    training.worker()
 
 
 def run(folder: Path, *pairs: str):
-    asked = dict(pair.split("=") for pair in pairs)
-    Interrupts.at = int(asked.pop("interrupt", 0))
-    if Interrupts.at: training.Show = Interrupts
-    cfg, student = settings(folder, **asked), "embedded/random-llama"
-    done = training.finetune(cfg, student, "ST-HC", 0, load_variant(cfg, "ST-HC"))
-    facts = json.loads((done / "training.json").read_text())
-    (folder / "run.json").write_text(json.dumps({"log": pd.read_parquet(done / "log.parquet").to_dict("list"),
-                                                 "facts": facts, "student": slug(student)}))
+    options = dict(pair.split("=") for pair in pairs)
+    Interrupts.at = int(options.pop("interrupt", 0))
+    training.Progress = Interrupts
+    if step := options.pop("wait", None): training.WORKER = WAITING.replace("STEP", step)
+    cfg = settings(folder, **options)
+    done = training.finetune(cfg, RANDOM, "ST-HC", 0, load_variant(cfg, "ST-HC"))
+    (folder / "run.json").write_text(json.dumps(result(done)))
 
 
 if __name__ == "__main__":
     part, folder, *more = sys.argv[1:]
-    if part == "families": families(Path(folder), Path(more[0]))
-    else: run(Path(folder), *more)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    {"basics": basics, "families": lambda folder, cache: families(folder, Path(cache)), "run": run}[part](
+        Path(folder), *more)

@@ -30,18 +30,18 @@ from ..schema import Problem, problem_schema, question_text, system
 from ..settings import InputError, benchmark_name, nearest, needs
 
 # %% ../../nbs/evaluation/50_benchmarks.ipynb #f7558b26
-_mark = "smoltraces-sealed:"
+_prefix = "smoltraces-sealed:"
 
 
 def seal(text: str) -> str:
     "Text that shows nothing of what it says: compressed, in base64, behind a mark; `unseal` needs no key"
-    return _mark + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+    return _prefix + base64.b64encode(zlib.compress(text.encode(), 9)).decode()
 
 
 def unseal(text: str) -> str:
     "What `seal` was given; text that is not sealed is returned as it is"
-    if not text.startswith(_mark): return text
-    try: return zlib.decompress(base64.b64decode(text.removeprefix(_mark), validate=True)).decode()
+    if not text.startswith(_prefix): return text
+    try: return zlib.decompress(base64.b64decode(text.removeprefix(_prefix), validate=True)).decode()
     except (ValueError, zlib.error):
         raise InputError("A sealed text was cut short or altered: evaluate that benchmark again.") from None
 
@@ -94,9 +94,9 @@ BENCHMARKS = {b.name: b for b in (
     Benchmark("gpqa_diamond", "GPQA Diamond", 198, sealed=True, columns=_gpqa_columns, problem=_gpqa_diamond))}
 
 # %% ../../nbs/evaluation/50_benchmarks.ipynb #b11f808a
-def _checked(benchmark: Benchmark, row: dict, file: Path) -> Problem:
+def _checked(benchmark: Benchmark, row: dict, where: str) -> Problem:
     "The problem of a row; an InputError names the row and the column, and shows nothing of what is in it"
-    where, mend = f"{file.name}, row {row['__row__']},", f"mend it, or name a copy of {benchmark.title} as published."
+    mend = f"mend it, or name a copy of {benchmark.title} as published."
     for column in benchmark.columns:
         if column not in row: raise InputError(f"{where} has no column {column!r}: {mend}")
         if row[column] is None or not str(row[column]).strip(): raise InputError(f"{where} has no {column!r}: {mend}")
@@ -105,15 +105,17 @@ def _checked(benchmark: Benchmark, row: dict, file: Path) -> Problem:
 
 
 def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> list[Problem]:
-    places, found = {}, []
+    "The problems of a benchmark's files, each once"
+    problems, places = [], {}
     for file in fetch(QUESTION_SETS[benchmark.name], path, offline)[0]:
         for row in read_rows(file):
-            problem, place = _checked(benchmark, row, file), f"{file.name}, row {row['__row__']}"
+            place = f"{file.name}, row {row['__row__']},"
+            problem = _checked(benchmark, row, place)
             if problem.id in places:
-                raise InputError(f"{place}, asks what {places[problem.id]}, asks: remove one of them.")
+                raise InputError(f"{place} asks what {places[problem.id]} asks: remove one of them.")
             places[problem.id] = place
-            found.append(problem)
-    return found
+            problems.append(problem)
+    return problems
 
 
 def load_benchmark(
@@ -138,7 +140,7 @@ def load_benchmark(
                                             choices=[list(map(seal, c)) for c in rows["choices"]])
     return rows.assign(cluster=rows["source"].str.partition("/")[2])
 
-
+# %% ../../nbs/evaluation/50_benchmarks.ipynb #0b27638f
 def opened(
     row: dict | pd.Series, # Of `load_benchmark`
 ) -> dict:
@@ -151,9 +153,9 @@ def revision_of(
     rows: pd.DataFrame, # Of `load_benchmark`
 ) -> str: # 16 hex digits
     "What was asked, and what counts as right: the same from the hub or a file, in whatever order"
-    asked = sorted((row["id"], row["question"], row["choices"], row["answer"])
-                   for row in map(opened, rows.to_dict("records")))
-    return hashlib.sha256(json.dumps(asked, ensure_ascii=False).encode()).hexdigest()[:16]
+    contents = sorted((row["id"], row["question"], row["choices"], row["answer"])
+                      for row in map(opened, rows.to_dict("records")))
+    return hashlib.sha256(json.dumps(contents, ensure_ascii=False).encode()).hexdigest()[:16]
 
 # %% ../../nbs/evaluation/50_benchmarks.ipynb #32f9b1b3
 def user_text(row: dict | pd.Series) -> str:
@@ -178,7 +180,7 @@ def score(
     return {"acc": sum(verify(problem, unseal(a), lenient=True) for a in answers) / len(answers)}
 
 # %% ../../nbs/evaluation/50_benchmarks.ipynb #b57c68cf
-TASKS = Path(str(files("smoltraces"))) / "tasks" # the folder for lm-eval's --include_path
+TASKS = Path(str(files("smoltraces"))) / "evaluation" / "tasks" # the folder for lm-eval's --include_path
 
 
 def _dataset(rows: pd.DataFrame):

@@ -14,7 +14,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -23,17 +23,8 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
-from .backends import Asked, Backend, Unanswered, backend_of
-from smoltraces.evaluation.benchmarks import (
-    BENCHMARKS,
-    Benchmark,
-    load_benchmark,
-    opened,
-    revision_of,
-    seal,
-    task_config,
-    unseal,
-)
+from .backends import Backend, Query, Unanswered, backend_of
+from .benchmarks import BENCHMARKS, load_benchmark, opened, revision_of, seal, task_config, unseal
 from ..files import read_json, read_parquet, sha256, write_json, write_parquet
 from ..paper import ordered
 from ..problems.answers import Verifier, final_answer
@@ -42,18 +33,6 @@ from ..settings import InputError, Settings, benchmark_name, needs, slug, versio
 from ..students.decoding import Answer
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c6e32d81
-def _lines(file: Path) -> Iterator[tuple[dict, int]]: # With where each line ends
-    "The whole lines of a journal, up to the first that is torn"
-    end = 0
-    with contextlib.suppress(FileNotFoundError), open(file, "rb") as f:
-        for line in f:
-            try: value = json.loads(line)
-            except ValueError: return
-            if not line.endswith(b"\n") or not isinstance(value, dict): return
-            end += len(line)
-            yield value, end
-
-
 class Journal:
     "The answers to one benchmark so far"
 
@@ -63,37 +42,37 @@ class Journal:
         header: dict, # Everything the answers depend on
         sealed: bool = False, # Whether outputs must not be readable
     ):
-        self.file, self.known, self.seconds = Path(file), {}, 0.0
-        self._turn, self._began = seal if sealed else str, time.monotonic()
-        header = json.loads(json.dumps(header))
-        end = self._read(header)
+        self.file, self.answers, self.seconds, self.sealed = Path(file), {}, 0.0, sealed # answers by problem and sample
+        header, lines = json.loads(json.dumps(header)), self._lines()
+        if lines and lines[0] != header:
+            changes = ", ".join(k for k in {**header, **lines[0]} if header.get(k) != lines[0].get(k))
+            print(f"An interrupted evaluation begins anew, since its {changes} changed.")
+            lines = []
+        for line in lines[1:]: self._take(line)
         self.file.parent.mkdir(parents=True, exist_ok=True)
         self._out = open(file, "ab")
-        self._out.truncate(end)
-        if not end: self._write(header)
+        self._out.truncate(sum(len(_as_line(line)) for line in lines))
+        if not lines: self._write(header)
+        self.begin()
 
-    def _read(self, header: dict) -> int: # Where it ends; 0 where it is to begin anew
-        end, lines = 0, _lines(self.file)
-        for old, begin in lines:
-            if old != header:
-                changed = ", ".join(k for k in {**header, **old} if header.get(k) != old.get(k))
-                print(f"An interrupted evaluation begins anew, since its {changed} changed.")
-                return 0
-            end = begin
-            break
-        for line, after in lines:
-            self._learn(line)
-            end = after
-        return end
+    def _lines(self) -> list[dict]:
+        "The whole lines of the file, up to the first that is torn or strange"
+        lines = []
+        for line in self.file.read_bytes().splitlines(keepends=True) if self.file.exists() else ():
+            try: value = json.loads(line)
+            except ValueError: break
+            if not isinstance(value, dict) or line != _as_line(value): break
+            lines.append(value)
+        return lines
 
-    def _learn(self, line: dict):
-        self.known[line["problem_id"], line["sample"]] = Answer(unseal(line["output"]), line["n_tokens"],
-                                                                line["truncated"])
+    def _take(self, line: dict):
+        answer = Answer(unseal(line["output"]), line["n_tokens"], line["truncated"])
+        self.answers[line["problem_id"], line["sample"]] = answer
         self.seconds += line["seconds"]
 
     def _write(self, line: dict):
         try:
-            self._out.write(json.dumps(line).encode() + b"\n")
+            self._out.write(_as_line(line))
             self._out.flush()
             os.fsync(self._out.fileno())
         except OSError as e:
@@ -101,23 +80,27 @@ class Journal:
             raise InputError(f"No disk space left for the answers beside {self.file.parent.name}: free some and run "
                              "again; every answer so far is kept.") from e
 
-    def add(self, asked: Asked, answer: Answer):
+    def add(self, query: Query, answer: Answer):
         "Keep an answer; it is on the disk when this returns"
         now = time.monotonic()
-        line = {"problem_id": asked.key[0], "sample": asked.key[1], **answer._asdict(),
-                "output": self._turn(answer.output), "seconds": round(now - self._began, 4)}
-        self._began = now
+        output = seal(answer.output) if self.sealed else answer.output
+        line = {"problem_id": query.key[0], "sample": query.key[1], **answer._asdict(), "output": output,
+                "seconds": round(now - self._start, 4)}
+        self._start = now
         self._write(line)
-        self._learn(line)
+        self._take(line)
 
     def begin(self):
         "Time runs from here"
-        self._began = time.monotonic()
+        self._start = time.monotonic()
 
     def __enter__(self): return self
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError): self._out.close() # the disk is full, which was said already
+
+
+def _as_line(value: dict) -> bytes: return json.dumps(value).encode() + b"\n"
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #5eab6bbd
 @contextlib.contextmanager
@@ -136,13 +119,13 @@ def _quiet():
         for log, level in zip(loggers, before, strict=True): log.setLevel(level)
 
 
-def _ask(
+def _run_harness(
     config: dict, # As `task_config` gives it
     render: Callable[[list[dict[str, str]]], str], # Chat messages to the prompt that the backend takes
-    answer: Callable[[list[Asked]], list[Answer]],
+    answer: Callable[[list[Query]], list[Answer]],
 ) -> dict: # The harness's own scores
     "Have lm-eval ask a task's questions"
-    from lm_eval import evaluate as run  # `simple_evaluate` spends 5 s on describing the machine, and seeds everything
+    from lm_eval import evaluate as harness  # `simple_evaluate` describes the machine for 5 s, and seeds everything
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
@@ -152,11 +135,11 @@ def _ask(
         def apply_chat_template(self, chat_history, add_generation_prompt=True): return render(chat_history)
 
         def generate_until(self, requests):
-            seen, asked = Counter(), []
+            samples, queries = Counter(), []
             for r in requests: # a request that is repeated is the same object
-                asked.append(Asked(r.doc, seen[r.doc["id"]], r.args[0]))
-                seen[r.doc["id"]] += 1
-            return [a.output for a in answer(asked)]
+                queries.append(Query(r.doc, samples[r.doc["id"]], r.args[0]))
+                samples[r.doc["id"]] += 1
+            return [a.output for a in answer(queries)]
 
         def loglikelihood(self, requests): raise NotImplementedError("the tasks ask for answers alone")
 
@@ -164,8 +147,8 @@ def _ask(
 
     with _quiet():
         manager = TaskManager(include_defaults=False) # reading the harness's own 13,000 task files takes 20 s
-        found = run(Model(), manager.load([config]), apply_chat_template=True, bootstrap_iters=0)
-    return found["results"][config["task"]]
+        results = harness(Model(), manager.load([config]), apply_chat_template=True, bootstrap_iters=0)["results"]
+    return results[config["task"]]
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #24bd55b3
 prediction_schema = pa.schema([
@@ -184,17 +167,18 @@ def predictions_of(
 ) -> pd.DataFrame: # Columns of `prediction_schema`, problem by problem
     "Verified answers; an extracted letter stays readable"
     problems = {p.id: p for p in to_problems(pd.DataFrame(map(opened, rows.to_dict("records"))))}
-    clusters, revision, found = dict(zip(rows["id"], rows["cluster"], strict=True)), revision_of(rows), []
+    clusters, revision, predictions = dict(zip(rows["id"], rows["cluster"], strict=True)), revision_of(rows), []
     place = {key: i for i, key in enumerate(problems)}
     keys = sorted(answers, key=lambda key: (place[key[0]], key[1]))
-    right = verifier.verify_all(((problems[i], answers[i, k].output) for i, k in keys), lenient=True)
-    for (i, k), correct in zip(keys, right, strict=True):
-        said, extracted = answers[i, k], final_answer(problems[i], answers[i, k].output, lenient=True)
+    verdicts = verifier.verify_all(((problems[i], answers[i, k].output) for i, k in keys), lenient=True)
+    for (i, k), correct in zip(keys, verdicts, strict=True):
+        answer = answers[i, k]
+        extracted = final_answer(problems[i], answer.output, lenient=True)
         if sealed and extracted and len(extracted) > 1: extracted = seal(extracted)
-        found.append({**columns, "problem_id": i, "sample": k, **said._asdict(), "extracted": extracted,
-                      "output": seal(said.output) if sealed else said.output, "answer": problems[i].answer,
-                      "correct": correct, "cluster": clusters[i], "revision": revision})
-    return pd.DataFrame(found, columns=prediction_schema.names)
+        predictions.append({**columns, "problem_id": i, "sample": k, **answer._asdict(), "extracted": extracted,
+                            "output": seal(answer.output) if sealed else answer.output, "answer": problems[i].answer,
+                            "correct": correct, "cluster": clusters[i], "revision": revision})
+    return pd.DataFrame(predictions, columns=prediction_schema.names)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9cb760b
 def _code(*modules: str) -> str:
@@ -208,27 +192,29 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
     task = {k: v for k, v in config.items() if not callable(v) and k != "dataset_kwargs"}
     sampling = {"max_new_tokens": cfg.max_new_tokens, "temperature": cfg.eval_temperature, "top_p": cfg.eval_top_p,
                 "samples": cfg.eval_samples, "seed": seed}
-    found = {"task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling,
-             "code": _code("backends", "decoding", "weights"), "versions": versions(*backend.versions)}
-    return json.loads(json.dumps(found))
+    code = _code("evaluation/backends", "students/decoding", "students/models")
+    parts = {"task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling,
+             "code": code, "versions": versions(*backend.versions)}
+    return json.loads(json.dumps(parts))
 
 
 def _scorer() -> dict:
     "What decides whether an answer is right"
-    return {"code": _code("answers", "mathematics"), "versions": versions("math-verify", "sympy", "reasoning-gym")}
+    return {"code": _code("problems/answers", "problems/equality"),
+            "versions": versions("math-verify", "sympy", "reasoning-gym")}
 
 
-def _before(file: Path, now: dict) -> dict | None: # None where there is nothing to use
+def _manifest(file: Path, basis: dict) -> dict | None: # None where there is nothing to use
     "The manifest of a finished evaluation on the same basis"
-    try: old = read_json(file.with_suffix(".json"))
+    try: manifest = read_json(file.with_suffix(".json"))
     except InputError: return None
-    usable = file.is_file() and old.get("basis") == now and old.get("sha256") == sha256(file)
-    return old if usable else None
+    usable = file.is_file() and manifest.get("basis") == basis and manifest.get("sha256") == sha256(file)
+    return manifest if usable else None
 
-
-def _answered(
+# %% ../../nbs/evaluation/52_evaluate.ipynb #576478a2
+def _answers(
     backend: Backend,
-    asked: list[Asked],
+    queries: list[Query],
     file: Path, # Of the journal
     header: dict,
     title: str, # Of the bar
@@ -236,29 +222,29 @@ def _answered(
 ) -> tuple[dict, float]: # Answers by problem id and sample; seconds that they took, those of killed runs included
     "The answers, from the journal and the backend"
     if backend.durable:
-        began = time.monotonic()
-        return {asked[i].key: answer for i, answer in backend.answers(asked)}, time.monotonic() - began
+        start = time.monotonic()
+        return {queries[i].key: answer for i, answer in backend.answers(queries)}, time.monotonic() - start
     from tqdm.auto import tqdm
     with Journal(file, header, sealed) as journal:
-        left = [a for a in asked if a.key not in journal.known]
+        left = [q for q in queries if q.key not in journal.answers]
         if left: backend.load()
         journal.begin()
-        with tqdm(total=len(asked), initial=len(asked) - len(left), desc=title, unit=" answers") as bar:
+        with tqdm(total=len(queries), initial=len(queries) - len(left), desc=title, unit=" answers") as bar:
             for i, answer in backend.answers(left) if left else ():
                 journal.add(left[i], answer)
                 bar.update()
-    return journal.known, journal.seconds
+    return journal.answers, journal.seconds
 
-# %% ../../nbs/evaluation/52_evaluate.ipynb #576478a2
+# %% ../../nbs/evaluation/52_evaluate.ipynb #96c0dcd2
 class _Task(NamedTuple):
     "A benchmark that is to be answered"
-    benchmark: Benchmark
+    title: str # For readers
+    sealed: bool
     rows: pd.DataFrame # Of `load_benchmark`
     config: dict # For lm-eval
     basis: dict
     file: Path # Of the predictions
     columns: dict # student, variant, seed, benchmark: what the predictions begin with
-
 
 def _task(cfg: Settings, backend: Backend, spec: str, student: str, variant: str, seed: int) -> _Task:
     rows = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg._root)
@@ -266,41 +252,40 @@ def _task(cfg: Settings, backend: Backend, spec: str, student: str, variant: str
     name = benchmark_name(spec)
     file = cfg.path("predictions", slug(student), variant, f"seed-{seed}", f"{name}.parquet")
     columns = {"student": student, "variant": variant, "seed": seed, "benchmark": name}
-    return _Task(BENCHMARKS[name], rows, config, basis(cfg, backend, config, rows, seed), file, columns)
+    title = f"{student.rpartition('/')[2]} {variant}, {BENCHMARKS[name].title}"
+    return _Task(title, BENCHMARKS[name].sealed, rows, config, basis(cfg, backend, config, rows, seed), file, columns)
 
 
 def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
-    "One benchmark, from the questions to its files"
-    benchmark, file, columns, answers, facts = task.benchmark, task.file, task.columns, {}, {}
-    journal, old = file.with_name(f".{file.stem}.answers.jsonl"), _before(file, task.basis)
-    if old: # only the scorer is another one
-        kept = read_parquet(file, prediction_schema.names).itertuples()
-        answers = {(r.problem_id, r.sample): Answer(unseal(r.output), r.n_tokens, r.truncated) for r in kept}
+    sealed, file, answers, facts = task.sealed, task.file, {}, {}
+    journal = file.with_name(f".{file.stem}.answers.jsonl")
+    if old := _manifest(file, task.basis): # only the scorer is another one
+        rows = read_parquet(file, prediction_schema.names).itertuples()
+        answers = {(r.problem_id, r.sample): Answer(unseal(r.output), r.n_tokens, r.truncated) for r in rows}
         facts = {"prompts": old["prompts"], "run": old["run"]}
 
-    def answer(asked: list[Asked]) -> list[Answer]:
+    def answer(queries: list[Query]) -> list[Answer]:
         if not answers:
-            prompts = hashlib.sha256("\0".join(a.prompt for a in asked).encode()).hexdigest()[:16]
-            title = f"{columns['student'].rpartition('/')[2]} {columns['variant']}, {benchmark.title}"
+            prompts = hashlib.sha256("\0".join(q.prompt for q in queries).encode()).hexdigest()[:16]
             header = {**task.basis, "prompts": prompts}
-            known, seconds = _answered(backend, asked, journal, header, title, benchmark.sealed)
-            answers.update({a.key: known[a.key] for a in asked})
+            every, seconds = _answers(backend, queries, journal, header, task.title, sealed)
+            answers.update({q.key: every[q.key] for q in queries})
             tokens = sum(a.n_tokens for a in answers.values())
             run = {**backend.facts(), "answers": len(answers), "tokens": tokens, "seconds": round(seconds, 1),
                    "tokens_per_second": round(tokens / seconds, 1)}
             facts.update(prompts=prompts, run=run)
-        return [answers[a.key] for a in asked]
+        return [answers[q.key] for q in queries]
 
-    harness = _ask(task.config, backend.prompt, answer)
-    table = predictions_of(task.rows, answers, verifier, benchmark.sealed, **columns)
+    scores = _run_harness(task.config, backend.prompt, answer)
+    table = predictions_of(task.rows, answers, verifier, sealed, **task.columns)
     write_parquet(file, table, prediction_schema)
     write_json(file.with_suffix(".json"), {
-        **columns, "basis": task.basis, **facts, "scorer": _scorer(), "accuracy": float(table["correct"].mean()),
-        "lm_eval": {k: v for k, v in harness.items() if k.startswith("acc,")},
+        **task.columns, "basis": task.basis, **facts, "scorer": _scorer(), "accuracy": float(table["correct"].mean()),
+        "lm_eval": {k: v for k, v in scores.items() if k.startswith("acc,")},
         "truncated": int(table["truncated"].sum()), "sha256": sha256(file)})
     journal.unlink(missing_ok=True)
 
-
+# %% ../../nbs/evaluation/52_evaluate.ipynb #1a299f04
 def evaluate(
     cfg: Settings,
     student: str, # A name that `locate` knows, a model at `cfg.student_url`, or `cfg.teacher_lm`
@@ -312,8 +297,8 @@ def evaluate(
     holes = []
     with contextlib.closing(backend_of(cfg, student, variant, seed)) as backend, Verifier() as verifier:
         tasks = [_task(cfg, backend, spec, student, variant, seed) for spec in cfg.benchmarks]
-        todo = [t for t in tasks if (_before(t.file, t.basis) or {}).get("scorer") != _scorer()]
-        backend.agree({t.benchmark.name: t.rows.to_dict("records") for t in todo})
+        todo = [t for t in tasks if (_manifest(t.file, t.basis) or {}).get("scorer") != _scorer()]
+        backend.agree({t.columns["benchmark"]: t.rows.to_dict("records") for t in todo})
         for task in todo:
             try: _evaluate(backend, task, verifier)
             except Unanswered as e: holes.append(e) # the other benchmarks can still be answered
@@ -321,17 +306,16 @@ def evaluate(
     return pd.concat([read_parquet(t.file, prediction_schema.names) for t in tasks], ignore_index=True)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9530cf7
-PREDICTION_COLUMNS = ["student", "variant", "seed", "benchmark", "problem_id", "sample", "output", "extracted",
-                      "answer", "correct", "n_tokens", "truncated", "cluster", "revision"]
+PREDICTION_COLUMNS = prediction_schema.names
 _RUN = ["student", "variant", "seed", "benchmark"]
 
 
 def _of(run: Sequence) -> str: return "The predictions of {}, {}, seed {}, on {}".format(*run)
 
 
-def _known(asked: Sequence[str], column: pd.Series):
-    "An InputError where a label that is asked for never occurs"
-    for label in asked:
+def _check_labels(labels: Sequence[str], column: pd.Series):
+    "An InputError where a label never occurs"
+    for label in labels:
         if label not in set(column):
             raise InputError(f"No prediction is of the {column.name} {label!r}: choose from "
                              f"{', '.join(map(str, column.unique()))}.")
@@ -367,8 +351,8 @@ def check_predictions(
     if lacking := [c for c in PREDICTION_COLUMNS if c not in predictions and c not in ("output", "answer")]:
         raise InputError(f"The predictions lack {', '.join(lacking)}: evaluate again with this version.")
     if predictions.empty: raise InputError("There are no predictions to average: run the stage 4_evaluate first.")
-    _known(variants, predictions.variant)
-    _known(benchmarks, predictions.benchmark)
+    _check_labels(variants, predictions.variant)
+    _check_labels(benchmarks, predictions.benchmark)
     for _, rows in predictions.groupby("benchmark", sort=False): _check_benchmark(rows)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #cc15256e

@@ -24,7 +24,7 @@ _spare = 64 # columns to grow into, after each copy
 
 
 def _side_by_side(parts: list, width: int):
-    "Tensors (rows × heads × columns × size) below each other, right-aligned in `width` columns, room beyond"
+    "Tensors (rows × heads × columns × size) below each other, right-aligned in `width` columns, spare ones beyond"
     (_, heads, _, size), begin = parts[0].shape, 0
     whole = parts[0].new_zeros(sum(map(len, parts)), heads, width + _spare, size)
     for part in parts:
@@ -37,7 +37,7 @@ def _side_by_side(parts: list, width: int):
 def _layer():
     from transformers.cache_utils import DynamicLayer
 
-    class Roomy(DynamicLayer):
+    class GrowingLayer(DynamicLayer):
         "Keys and values of one attention layer, of which the first `length` columns are filled"
         length = 0
 
@@ -54,16 +54,16 @@ def _layer():
 
         def get_seq_length(self) -> int: return self.length
 
-    return Roomy
+    return GrowingLayer
 
 
 def _check_cache(model):
     "Models with other memories (state spaces, linear attention) cannot be cut and joined so"
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-    odd = [layer for layer in DynamicCache(config=model.config).layers
-           if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
-    if odd: raise InputError(f"{type(model).__name__} has layers of another kind than attention ({odd[0]!r}), which "
-                             "the backend hf does not run: set backend = vllm.")
+    others = [layer for layer in DynamicCache(config=model.config).layers
+              if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
+    if others: raise InputError(f"{type(model).__name__} has layers of another kind than attention ({others[0]!r}), "
+                                "which the backend hf does not run: set backend = vllm.")
 
 # %% ../../nbs/students/45_decoding.ipynb #676942da
 def _attention(module, query, key, value, attention_mask, **options):
@@ -72,13 +72,13 @@ def _attention(module, query, key, value, attention_mask, **options):
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if query.shape[2] > 1 or options.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    found = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=options.get("scaling"),
-                                         enable_gqa=True)
-    return found.transpose(1, 2).contiguous(), None
+    output = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=options.get("scaling"),
+                                          enable_gqa=True)
+    return output.transpose(1, 2).contiguous(), None
 
 
 @contextmanager
-def _frugal(model):
+def _sharing_keys(model):
     "Where it helps, the model attends by `_attention` inside this block"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
@@ -98,8 +98,8 @@ def _likeliest(chances, top_p: float):
         top = chances.topk(min(k, chances.shape[-1])).values
         reached = top.double().cumsum(-1)
         if (reached[:, -1] >= top_p).all(): break
-    kept = (reached - top < top_p).sum(-1, keepdim=True)
-    return chances.where(chances >= top.gather(-1, kept - 1), 0)
+    n = (reached - top < top_p).sum(-1, keepdim=True)
+    return chances.where(chances >= top.gather(-1, n - 1), 0)
 
 
 def choose(
@@ -136,6 +136,24 @@ class _Row:
     done: bool = False
 
 
+class _Part(NamedTuple):
+    "Rows of one cache that go on"
+    rows: list[_Row]
+    cache: Any
+    places: list[int] | slice # of the rows in the cache
+    begin: int # first column that one of them needs
+    end: int # column after the last
+
+
+def _by_length(rows: list[_Row]) -> list[list[_Row]]:
+    "Rows in groups of nearly the same length, longest first: what pads a prompt is computed too"
+    groups = []
+    for row in sorted(rows, key=lambda row: -len(row.prompt)):
+        if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
+        else: groups.append([row])
+    return groups
+
+# %% ../../nbs/students/45_decoding.ipynb #ed14c544
 @dataclass
 class _Batch:
     "Rows that are answered side by side"
@@ -144,11 +162,11 @@ class _Batch:
     limit: int # tokens of an answer at most
     temperature: float
     top_p: float
-    heard: Callable[[int, int], None] # told each token
+    on_token: Callable[[int, int], None] # called with index and token
     rows: list[_Row] = field(default_factory=list)
     cache: Any = None
 
-    def _ask(self, rows: list[_Row], cache, ids: list[list[int]], columns: int) -> list[_Row]:
+    def _next_tokens(self, rows: list[_Row], cache, ids: list[list[int]], columns: int) -> list[_Row]:
         "Give each row its next token; returns those that ended with it"
         import torch
         device = self.model.device
@@ -163,7 +181,7 @@ class _Batch:
         for row, token in zip(rows, choose(logits, noise, self.temperature, self.top_p).tolist(), strict=True):
             if row.done: continue
             row.tokens.append(token)
-            self.heard(row.index, token)
+            self.on_token(row.index, token)
             row.done = token in self.ends or len(row.tokens) == self.limit
             if row.done: ended.append(row)
         return ended
@@ -171,60 +189,53 @@ class _Batch:
     def step(self) -> list[_Row]:
         "One more token for every row"
         columns = self.cache.get_seq_length() + 1
-        return self._ask(self.rows, self.cache, [row.tokens[-1:] for row in self.rows], columns)
+        return self._next_tokens(self.rows, self.cache, [row.tokens[-1:] for row in self.rows], columns)
 
     def change(self, fresh: list[_Row]) -> list[_Row]:
-        "Let go of the rows that ended and take in others; returns those that ended at their first token"
+        "Remove the rows that ended and add others; returns those that ended at their first token"
         from transformers import Cache
         places, ended, parts = [k for k, row in enumerate(self.rows) if not row.done], [], []
         if places:
-            kept = [self.rows[k] for k in places]
-            parts.append((kept, self.cache, places, min(row.pad for row in kept), self.cache.get_seq_length()))
-        for rows in _alike(fresh):
+            rows = [self.rows[k] for k in places]
+            parts.append(_Part(rows, self.cache, places, min(row.pad for row in rows), self.cache.get_seq_length()))
+        for rows in _by_length(fresh):
             cache, end = Cache(layer_class_to_replicate=_layer()), len(rows[0].prompt)
             for row in rows: row.pad = end - len(row.prompt)
-            ended += self._ask(rows, cache, [[0] * row.pad + row.prompt for row in rows], end)
-            parts.append((rows, cache, slice(None), 0, end))
-        self.rows, self.cache = [row for rows, *_ in parts for row in rows], parts[0][1] if parts else None
+            ended += self._next_tokens(rows, cache, [[0] * row.pad + row.prompt for row in rows], end)
+            parts.append(_Part(rows, cache, slice(None), 0, end))
+        self.rows, self.cache = [row for part in parts for row in part.rows], parts[0].cache if parts else None
         if places or len(parts) > 1: self._join(parts)
         return ended
 
-    def _join(self, parts: list[tuple]):
-        "Rows of several caches, in the first one: of each its rows, their places, and where its columns begin and end"
-        width = max(end - begin for *_, begin, end in parts)
+    def _join(self, parts: list[_Part]):
+        "The rows of several caches, in the first one"
+        width = max(part.end - part.begin for part in parts)
         for n, layer in enumerate(self.cache.layers):
-            held = [(cache.layers[n], places, slice(begin, end)) for _, cache, places, begin, end in parts]
-            layer.hold([one.keys[places, :, columns] for one, places, columns in held],
-                       [one.values[places, :, columns] for one, places, columns in held], width)
-            for one, *_ in held[1:]: one.keys = one.values = None
-        for rows, *_, end in parts:
-            for row in rows: row.pad += width - end
-
-
-def _alike(rows: list[_Row]) -> list[list[_Row]]:
-    "Rows in groups of nearly the same length, longest first: what pads a prompt is computed too"
-    groups = []
-    for row in sorted(rows, key=lambda row: -len(row.prompt)):
-        if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
-        else: groups.append([row])
-    return groups
+            others = [part.cache.layers[n] for part in parts]
+            columns = [(part.places, slice(None), slice(part.begin, part.end)) for part in parts]
+            layer.hold([other.keys[c] for other, c in zip(others, columns, strict=True)],
+                       [other.values[c] for other, c in zip(others, columns, strict=True)], width)
+            for other in others[1:]: other.keys = other.values = None
+        for part in parts:
+            for row in part.rows: row.pad += width - part.end
 
 # %% ../../nbs/students/45_decoding.ipynb #d75cfffb
 def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
     "Rows in the order in which they end; the batch changes when an eighth of it can"
     while queue or batch.rows:
-        going = sum(not row.done for row in batch.rows)
-        free, gone = min(size - going, len(queue)), len(batch.rows) - going
-        if not going or 0 < min(size / 8, len(queue)) <= free or not queue and gone >= max(1, len(batch.rows) / 8):
+        active = sum(not row.done for row in batch.rows)
+        free, ended = min(size - active, len(queue)), len(batch.rows) - active
+        if not active or 0 < min(size / 8, len(queue)) <= free or not queue and ended >= max(1, len(batch.rows) / 8):
             yield from batch.change([queue.popleft() for _ in range(free)])
         else: yield from batch.step()
 
 # %% ../../nbs/students/45_decoding.ipynb #d6cc258d
-_full = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # in the words of torch's allocators
+_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # of torch's allocators
 
 
 def _memory_ran_out(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(w in str(error) for w in _full)
+    if isinstance(error, MemoryError): return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _complaints)
 
 
 def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -235,7 +246,7 @@ def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> l
                          f"{max_new_tokens}: set max_new_tokens to {most - longest} at most.")
     return ids
 
-
+# %% ../../nbs/students/45_decoding.ipynb #5d51b9ae
 def answers(
     model, # A transformers causal language model
     tokenizer,
@@ -245,20 +256,20 @@ def answers(
     temperature: float = 0.0, # 0: greedy
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
-    shrunk: Callable[[int], None] = lambda size: None, # Told the new batch size when memory ran out
-    heard: Callable[[int, int], None] = lambda i, token: None, # Told each token as it comes, with its prompt's index
+    on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size when memory ran out
+    on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a prompt's index and a token
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
     "Answer all prompts; raises InputError where a single one does not fit"
     import torch
     _check_cache(model)
-    ids, named = _encoded(model, tokenizer, prompts, max_new_tokens), model.generation_config.eos_token_id
-    ends = {*(named if isinstance(named, (list, tuple)) else [named]), tokenizer.eos_token_id} - {None}
+    ids, eos = _encoded(model, tokenizer, prompts, max_new_tokens), model.generation_config.eos_token_id
+    ends = {*(eos if isinstance(eos, (list, tuple)) else [eos]), tokenizer.eos_token_id} - {None}
     todo, size = sorted(range(len(ids)), key=lambda i: -len(ids[i])), batch_size
     stream = torch.inference_mode()(_stream)
-    with _frugal(model):
+    with _sharing_keys(model):
         while todo:
             queue = deque(_Row(i, ids[i], np.random.default_rng(seeds[i]) if temperature else None) for i in todo)
-            batch = _Batch(model, ends, max_new_tokens, temperature, top_p, heard)
+            batch = _Batch(model, ends, max_new_tokens, temperature, top_p, on_token)
             try:
                 for row in stream(batch, queue, size):
                     todo.remove(row.index)
@@ -272,7 +283,7 @@ def answers(
                                  f"max_new_tokens = {max_new_tokens}, or evaluate on a larger machine.")
             if size == batch_size: _log.warning("Memory ran out at %s problems a time: fewer from here on", size)
             size, batch = max(1, min(size, len(todo)) // 2), None
-            shrunk(size)
+            on_shrink(size)
             gc.collect()
             if torch.cuda.is_available(): torch.cuda.empty_cache()
 

@@ -7,14 +7,15 @@ __all__ = ['EMBEDDED', 'cache_folder', 'embedded_student', 'locate', 'switches',
            'dtype_for', 'brings_tokens', 'check_adapter', 'load_tokenizer', 'load_model']
 
 # %% ../../nbs/students/40_models.ipynb #1a7ea73d
-import fcntl
 import importlib.util
-import json
 import logging
 import os
 import re
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from ..files import atomic, read_json, sha256, write_json
 from ..settings import InputError, Settings, needs, slug, versions
@@ -60,20 +61,11 @@ def _randomise(pretrained: Path, folder: Path):
     tokenizer.save_pretrained(folder)
 
 # %% ../../nbs/students/40_models.ipynb #4858648d
-@contextmanager
-def _locked(path: Path):
-    "One process at a time: others wait"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as f:
-        fcntl.flock(f, fcntl.LOCK_EX)
-        yield
-
-
 def _is_whole(folder: Path) -> bool:
     "Whether every file has the hash that was noted when the conversion ended"
-    try: noted = read_json(folder / "conversion.json")["sha256"]
+    try: hashes = read_json(folder / "conversion.json")["sha256"]
     except InputError: return False
-    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in noted.items())
+    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in hashes.items())
 
 
 def embedded_student(
@@ -83,7 +75,8 @@ def embedded_student(
     if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}, or name a "
                                               "hub id or a local folder.")
     folder = cache_folder() / slug(name)
-    with _locked(cache_folder() / f".{slug(name)}.lock"):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")): # one process converts, others wait
         if _is_whole(folder): return folder
         if name == "embedded/random-llama": source, convert = embedded_student(EMBEDDED[0]), _randomise
         else:
@@ -98,8 +91,8 @@ def embedded_student(
     return folder
 
 # %% ../../nbs/students/40_models.ipynb #4140db9f
-def _ask_hub(student: str):
-    "Fetch a hub student's config.json, so that what is wrong is said before gigabytes are asked for"
+def _fetch_config(student: str):
+    "Fetch a hub student's config.json, so that an error comes before gigabytes are downloaded"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
@@ -131,7 +124,7 @@ def locate(
     if isinstance(try_to_load_from_cache(student, "config.json"), str): return student
     if offline: raise InputError(f"Student {student} is not on this machine and the run is offline: set offline = "
                                  "false, or name a local folder.")
-    _ask_hub(student)
+    _fetch_config(student)
     return student
 
 # %% ../../nbs/students/40_models.ipynb #d8efdc77
@@ -139,12 +132,12 @@ def switches(
     cfg: Settings,
 ) -> dict[str, str]: # Environment variables; without those that are set already, but for being offline
     "What torch, unsloth and the hub client read when they are imported"
-    wanted = {"UNSLOTH_COMPILE_LOCATION": str(cache_folder() / "unsloth"), "UNSLOTH_DISABLE_STATISTICS": "1",
+    values = {"UNSLOTH_COMPILE_LOCATION": str(cache_folder() / "unsloth"), "UNSLOTH_DISABLE_STATISTICS": "1",
               "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
               "TRANSFORMERS_VERBOSITY": "error"}
     # offline there is no download, so no bar but those of training and evaluation
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
-    return {k: v for k, v in wanted.items() if k not in os.environ} | (offline if cfg.offline else {})
+    return {k: v for k, v in values.items() if k not in os.environ} | (offline if cfg.offline else {})
 
 
 def prepare(cfg: Settings):
@@ -161,17 +154,17 @@ def _hub_adapter(name: str, offline: bool) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     if isinstance(try_to_load_from_cache(name, "config.json"), str): return None
     try:
-        here = isinstance(try_to_load_from_cache(name, "adapter_config.json"), str)
-        if here or not offline and file_exists(name, "adapter_config.json"):
-            wanted = ["*.json", "*.jinja", "*.model", "*.safetensors"]
-            return Path(snapshot_download(name, local_files_only=offline, allow_patterns=wanted))
+        cached = isinstance(try_to_load_from_cache(name, "adapter_config.json"), str)
+        if cached or not offline and file_exists(name, "adapter_config.json"):
+            return Path(snapshot_download(name, local_files_only=offline,
+                                          allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError): pass # `locate` says what is wrong with the name
     return None
 
 
 def _base_of(folder: Path) -> str:
-    notes = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
-    name = notes.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+    name = facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if name: return name
     raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
                      "load_student(…, base=…).")
@@ -219,19 +212,16 @@ def dtype_for(
 @contextmanager
 def _quiet():
     "No bar for what takes a second, and no advice that is meant for whoever trains"
-    import warnings
-    from logging import getLogger
-
-    from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    getLogger("torch.utils._pytree").setLevel("ERROR") # a deprecation inside torchao
+    from transformers.utils import logging as hub
+    bars = hub.is_progress_bar_enabled()
+    hub.disable_progress_bar()
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="peft")
             yield
     finally:
-        if shown: logging.enable_progress_bar()
+        if bars: hub.enable_progress_bar()
 
 # %% ../../nbs/students/40_models.ipynb #cf1c80aa
 def _shapes(adapter: Path) -> dict[str, list[int]]:
@@ -262,44 +252,44 @@ def _skeleton(base: str, revision: str | None):
 _lora = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 
 
-def _misfit(skeleton, shapes: dict[str, list[int]], layers: list[int] | None) -> str | None:
-    "The first thing about an adapter that does not go with this architecture"
-    modules, seen = dict(skeleton.named_modules()), set()
+def _layer_misfit(skeleton, shapes: dict[str, list[int]], some_layers: bool) -> str | None:
+    "The first layer of an adapter that this architecture does not have, or has in another size"
+    modules, layers = dict(skeleton.named_modules()), set()
     for name, shape in shapes.items():
         if not (match := _lora.fullmatch(name)): continue
-        if match[1] not in modules: return f"it changes {match[1]}, which the base does not have"
-        if place := re.search(r"\.layers\.(\d+)\.", name): seen.add(int(place[1]))
-        weight = getattr(modules[match[1]], "weight", None)
+        module, side = match.groups()
+        if module not in modules: return f"it changes {module}, which the base does not have"
+        if layer := re.search(r"\.layers\.(\d+)\.", name): layers.add(int(layer[1]))
+        weight = getattr(modules[module], "weight", None)
         if weight is None or weight.ndim != 2: continue
-        theirs, ours = (shape[1], weight.shape[1]) if match[2] == "A" else (shape[0], weight.shape[0])
-        if theirs != ours: return f"its {match[1]} is {theirs} wide where the base's is {ours}"
-    deep = getattr(skeleton.config, "num_hidden_layers", 0)
-    if not seen or layers is not None or max(seen) + 1 == deep: return None
-    return f"it has {max(seen) + 1} layers where the base has {deep}"
+        ours, theirs = (shape[1], weight.shape[1]) if side == "A" else (shape[0], weight.shape[0])
+        if ours != theirs: return f"its {module} is {ours} wide where the base's is {theirs}"
+    depth = getattr(skeleton.config, "num_hidden_layers", 0)
+    if not layers or some_layers or max(layers) + 1 == depth: return None
+    return f"it has {max(layers) + 1} layers where the base has {depth}"
 
-
-def _vocabulary(skeleton, shapes: dict[str, list[int]]) -> list[int] | None:
+# %% ../../nbs/students/40_models.ipynb #3cc4abd6
+def _embedding_shape(skeleton, shapes: dict[str, list[int]]) -> list[int] | None:
     "Rows and columns of the embeddings that an adapter brings along"
-    ends = [name for name, module in skeleton.named_modules()
-            if module in (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())]
-    whole = [shape for name, shape in shapes.items() for end in ends
-             if name.startswith(f"base_model.model.{end}.") and "lora" not in name and "delta" not in name
-             and name.endswith("weight")]
-    return max(whole, default=None)
+    ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
+    prefixes = tuple(f"base_model.model.{name}." for name, module in skeleton.named_modules() if module in ends)
+    return max((shape for name, shape in shapes.items() if name.startswith(prefixes) and name.endswith("weight")
+                and "lora" not in name and "delta" not in name), default=None)
 
 
-def _words(place: str, revision: str | None = None) -> tuple[dict[str, int], dict[int, str]]:
-    "What tokenizer.json holds, where there is one: the tokens' numbers, and the ordinary tokens that were added"
+def _vocabulary(place: str, revision: str | None = None) -> tuple[dict[str, int], dict[int, str]]:
+    "What tokenizer.json holds, where there is one: ids of the model's tokens, and the ordinary tokens that were added"
+    from tokenizers import Tokenizer
     from transformers.utils import cached_file
     file = cached_file(place, "tokenizer.json", revision=revision or "main",
                        _raise_exceptions_for_missing_entries=False)
-    read = read_json(file) if file else {}
-    words = read.get("model", {}).get("vocab", {})
-    if isinstance(words, list): words = {word: k for k, (word, _) in enumerate(words)}
-    return words, {t["id"]: t["content"] for t in read.get("added_tokens", []) if not t["special"]}
+    if not file: return {}, {}
+    tokenizer = Tokenizer.from_file(file)
+    added = {k: token.content for k, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
+    return tokenizer.get_vocab(with_added_tokens=False), added
 
 
-_room = 512 # tokens that training may have added, and what rounds their number up
+_spare = 512 # tokens that training may have added, and what rounds their number up
 
 
 def check_adapter(
@@ -308,24 +298,25 @@ def check_adapter(
     revision: str | None = None, # Commit of a base on the hub
 ) -> int: # Rows of the base's embeddings that the adapter needs
     "Refuse an adapter that was not trained on this base: an InputError says what does not fit"
-    shapes, skeleton = _shapes(Path(adapter)), _skeleton(base, revision)
-    layers = read_json(Path(adapter) / "adapter_config.json").get("layers_to_transform")
+    folder, skeleton = Path(adapter), _skeleton(base, revision)
+    some_layers = read_json(folder / "adapter_config.json").get("layers_to_transform") is not None
+    shapes = _shapes(folder)
     rows, width = skeleton.get_input_embeddings().weight.shape
-    n, wide = _vocabulary(skeleton, shapes) or (rows, width)
-    (words, added), (known, _) = _words(adapter), _words(base, revision)
-    why = _misfit(skeleton, shapes, layers)
-    if not why and wide != width: why = f"its embeddings are {wide} wide where the base's are {width}"
-    if not why and not 0 <= n - rows <= _room: why = f"it knows {n} tokens where the base knows {rows}"
-    if not why and words and sum(words.get(word) == k for word, k in known.items()) < 0.99 * len(known):
+    own_rows, own_width = _embedding_shape(skeleton, shapes) or (rows, width)
+    (own_ids, added), (ids, _) = _vocabulary(adapter), _vocabulary(base, revision)
+    why = _layer_misfit(skeleton, shapes, some_layers)
+    if not why and own_width != width: why = f"its embeddings are {own_width} wide where the base's are {width}"
+    if not why and not 0 <= own_rows - rows <= _spare: why = f"it knows {own_rows} tokens where the base knows {rows}"
+    if not why and own_ids and sum(own_ids.get(token) == k for token, k in ids.items()) < 0.99 * len(ids):
         why = "its tokenizer gives the base's tokens other numbers"
-    if why: raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base {Path(base).name}: "
+    if why: raise InputError(f"The adapter in {folder.name} does not belong to the base {Path(base).name}: "
                              f"{why}; name the base that it was trained on, or train it again.")
-    if lost := [word for k, word in added.items() if k >= n]:
-        raise InputError(f"The adapter in {Path(adapter).name} brings no embeddings for the tokens that it added "
+    if lost := [token for k, token in added.items() if k >= own_rows]:
+        raise InputError(f"The adapter in {folder.name} brings no embeddings for the tokens that it added "
                          f"({', '.join(lost)}): train it again, or use the merged weights.")
-    return n
+    return own_rows
 
-
+# %% ../../nbs/students/40_models.ipynb #ba306d79
 def load_tokenizer(
     base: str, # Folder or hub id
     adapter: str | None = None, # Folder, whose own tokenizer comes first

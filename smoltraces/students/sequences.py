@@ -32,23 +32,23 @@ def _render(tokenizer, chat: list[dict[str, str]], student: str, **options) -> s
 def _texts(row: Mapping[str, Any], tokenizer, student: str = "this student") -> tuple[str, str]:
     "What the template writes before the answer, and the answer without the token that ends it"
     system, user, assistant = messages(row)
-    asked, said, end = user["content"].strip(), assistant["content"].strip(), tokenizer.eos_token
+    question, answer, end = user["content"].strip(), assistant["content"].strip(), tokenizer.eos_token
     prompt = _render(tokenizer, [system, user], student, add_generation_prompt=True)
     whole = _render(tokenizer, [system, user, assistant], student)
     stop = whole.rfind(end)
-    start = whole.rfind(said, 0, max(stop, 0))
-    if stop < 0 or whole[stop + len(end):].strip() or (start >= 0 and whole[start + len(said):stop].strip()):
+    start = whole.rfind(answer, 0, max(stop, 0))
+    if stop < 0 or whole[stop + len(end):].strip() or (start >= 0 and whole[start + len(answer):stop].strip()):
         raise InputError(f"The chat template of {student} does not end an answer with its end token {end!r}: set "
                          "tokenizer.eos_token to the token that it writes there.")
-    question = whole.rfind(asked, 0, max(start, 0))
-    if start < 0 or question < 0 or asked not in prompt:
+    place = whole.rfind(question, 0, max(start, 0))
+    if start < 0 or place < 0 or question not in prompt:
         raise InputError(f"The chat template of {student} does not write a question and an answer as they are, "
                          "thinking included: name another student.")
-    before, after = whole[question + len(asked):start], prompt[prompt.rfind(asked) + len(asked):]
-    lead = before.removeprefix(after)
-    if not before.startswith(after) or re.sub(r"</?think>|\s", "", lead):
-        raise InputError(f"The chat template of {student} opens an answer otherwise in a prompt ({after!r}) than in a "
-                         f"conversation ({before!r}): name another student.")
+    between, opening = whole[place + len(question):start], prompt[prompt.rfind(question) + len(question):]
+    lead = between.removeprefix(opening)
+    if not between.startswith(opening) or re.sub(r"</?think>|\s", "", lead):
+        raise InputError(f"The chat template of {student} opens an answer otherwise in a prompt ({opening!r}) than in "
+                         f"a conversation ({between!r}): name another student.")
     return prompt, lead + whole[start:stop]
 
 # %% ../../nbs/students/41_sequences.ipynb #54093026
@@ -83,21 +83,24 @@ def loss_text(
     "The text on which the loss is computed"
     if isinstance(encoded, Encoded): encoded = encoded.labels
     elif isinstance(encoded, Mapping): encoded = encoded["labels"]
-    kept = [int(label) for label in encoded if label != IGNORED]
-    return tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    return tokenizer.decode([int(label) for label in encoded if label != IGNORED], clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/students/41_sequences.ipynb #4d7e1603
+_look = {False: "color:#767680;", True: "background:#2a9d8f55;"} # of what is given, and of what is learnt
+_frame = "border:1px solid;border-radius:3px;padding:0 .2em;font-size:85%;"
+
+
 class Mask:
     "A training row with its loss mask in sight, in HTML or as plain text"
     def __init__(self, encoded: Encoded, tokenizer):
-        framed = tokenizer.added_tokens_decoder
+        special = tokenizer.added_tokens_decoder
         pairs = [(int(i), label != IGNORED) for i, label in zip(*encoded, strict=True)]
         self.learnt = sum(learnt for _, learnt in pairs)
         self.given = len(pairs) - self.learnt
-        self.parts = []
-        for (learnt, special), group in groupby(pairs, lambda pair: (pair[1], pair[0] in framed and pair[0])):
+        self.parts = [] # text, whether it is learnt, whether it is a special token
+        for (learnt, token), group in groupby(pairs, lambda pair: (pair[1], pair[0] in special and pair[0])):
             text = tokenizer.decode([i for i, _ in group], clean_up_tokenization_spaces=False)
-            self.parts.append((text, learnt, special is not False))
+            self.parts.append((text, learnt, token is not False))
 
     def _text(self, learnt: bool) -> str:
         return visible("".join(text for text, kind, _ in self.parts if kind == learnt))
@@ -107,17 +110,13 @@ class Mask:
                 f"--- learnt: {self.learnt:,} tokens\n{self._text(True)}")
 
     def _repr_html_(self):
-        spans = (f'<span style="{_shown[learnt]}{_framed * special}">{html.escape(visible(text))}</span>'
+        spans = (f'<span style="{_look[learnt]}{_frame * special}">{html.escape(visible(text))}</span>'
                  for text, learnt, special in self.parts)
         return ('<div class="tex2jax_ignore mathjax_ignore" style="max-width:62em">'
-                f'<div><span style="{_shown[False]}">given: {self.given:,} tokens</span> · '
-                f'<span style="{_shown[True]}">learnt: {self.learnt:,} tokens</span></div>'
+                f'<div><span style="{_look[False]}">given: {self.given:,} tokens</span> · '
+                f'<span style="{_look[True]}">learnt: {self.learnt:,} tokens</span></div>'
                 '<div style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:36em;overflow:auto;line-height:1.6;'
                 f'margin-top:.5em">{"".join(spans)}</div></div>')
-
-
-_shown = {False: "color:#767680;", True: "background:#2a9d8f55;"}
-_framed = "border:1px solid;border-radius:3px;padding:0 .2em;font-size:85%;"
 
 
 def show_mask(
@@ -134,8 +133,8 @@ _pads = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|PAD_
 def add_pad(tokenizer) -> None:
     "Where no padding token is set, or the end token is, the one that the vocabulary holds in reserve"
     if tokenizer.pad_token not in (None, tokenizer.eos_token): return
-    known = tokenizer.added_tokens_encoder
-    tokenizer.pad_token = next((t for t in _pads if t in known and t != tokenizer.eos_token), tokenizer.pad_token)
+    vocabulary = tokenizer.added_tokens_encoder
+    tokenizer.pad_token = next((t for t in _pads if t in vocabulary and t != tokenizer.eos_token), tokenizer.pad_token)
 
 
 _probe = {"id": "probe", "question": "What is 2 + 2?", "choices": None, "trace": "Wait, let me add.\n\nIt is 4.",
@@ -180,14 +179,15 @@ def add_think_tokens(
 
 # %% ../../nbs/students/41_sequences.ipynb #1a7e91b9
 def _checked(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    found = rows.to_dict("records")
-    for k, row in enumerate(found):
+    "The rows, each with all that it must have"
+    records = rows.to_dict("records")
+    for k, row in enumerate(records):
         columns = ["question", "answer", "response"] + ["trace"] * (row.get("variant", "ST-NT") != "ST-NT")
         for column in columns:
             if isinstance(row.get(column), str) and row[column].strip(): continue
             raise InputError(f"Training row {k} (id {row.get('id', 'unknown')}) has no {column}: build the data again, "
                              "or leave that row out.")
-    return found
+    return records
 
 
 def _tokenised(rows: list[dict[str, Any]], tokenizer, size: int = 1000) -> Iterator[tuple[list[int], list[int]]]:
@@ -206,7 +206,7 @@ def lengths(
     "How long each training row is, from the first token of the prompt to the one that ends the answer"
     return np.array([len(prompt) + len(answer) + 1 for prompt, answer in _tokenised(_checked(rows), tokenizer)])
 
-
+# %% ../../nbs/students/41_sequences.ipynb #da0b26f6
 LIMITS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
@@ -254,13 +254,13 @@ def _cut(row: dict[str, Any], tokenizer, max_length: int) -> Encoded | None:
     if not isinstance(row["trace"], str): return None
     ends = [end for _, end in tokenizer(row["trace"], add_special_tokens=False, split_special_tokens=True,
                                         return_offsets_mapping=True)["offset_mapping"]]
-    room = min(max_length - len(encode_row({**row, "trace": ""}, tokenizer).input_ids), len(ends))
-    while room > 0:
-        head = re.match(r"(.*\S)\s", row["trace"][:ends[room - 1] + 1], re.DOTALL)
+    n = min(max_length - len(encode_row({**row, "trace": ""}, tokenizer).input_ids), len(ends)) # tokens of the trace
+    while n > 0:
+        head = re.match(r"(.*\S)\s", row["trace"][:ends[n - 1] + 1], re.DOTALL)
         if head is None: return None
         encoded = encode_row({**row, "trace": head[1]}, tokenizer)
         if len(encoded.input_ids) <= max_length: return encoded
-        room -= len(encoded.input_ids) - max_length # tokens around the cut may differ from those of the whole
+        n -= len(encoded.input_ids) - max_length # tokens around the cut may differ from those of the whole
     return None
 
 
@@ -272,16 +272,16 @@ def encode(
 ): # A Dataset (input_ids, labels, length, id), and Counts
     "The training set that the trainer gets; raises InputError naming a row that lacks a column, or where none is left"
     from datasets import Dataset
-    found, kept, cut, longest = _checked(rows), [], 0, 0
-    for row, (prompt, answer) in zip(found, _tokenised(found, tokenizer), strict=True):
+    records, dataset, cut, longest = _checked(rows), [], 0, 0
+    for row, (prompt, answer) in zip(records, _tokenised(records, tokenizer), strict=True):
         encoded = _encoded(prompt, answer, tokenizer)
         longest = max(longest, len(encoded.input_ids))
         if len(encoded.input_ids) > max_length:
             encoded = _cut(row, tokenizer, max_length) if too_long == "cut" else None
-            cut += encoded is not None
-        if encoded: kept.append((row["id"], *(np.array(part, dtype=np.int32) for part in encoded)))
-    if not kept: raise InputError(f"Every training row is longer than max_length = {max_length} tokens (the longest "
-                                  f"has {longest}): raise max_length.")
-    ids, inputs, labels = zip(*kept, strict=True)
-    return (Dataset.from_dict({"input_ids": list(inputs), "labels": list(labels), "length": list(map(len, inputs)),
-                               "id": list(ids)}), Counts(len(found), len(found) - len(kept), cut))
+            if encoded is None: continue
+            cut += 1
+        ids, labels = (np.array(part, dtype=np.int32) for part in encoded)
+        dataset.append({"input_ids": ids, "labels": labels, "length": len(ids), "id": row["id"]})
+    if not dataset: raise InputError(f"Every training row is longer than max_length = {max_length} tokens (the longest "
+                                     f"has {longest}): raise max_length.")
+    return Dataset.from_list(dataset), Counts(len(records), len(records) - len(dataset), cut)

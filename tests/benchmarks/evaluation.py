@@ -43,14 +43,14 @@ def generated(model, tokenizer, prompts: list[str], limit: int, size: int) -> li
     "Token ids of `generate`'s answers, by position, in batches of `size`, the longest prompts first"
     named = model.generation_config.eos_token_id
     ends = {*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id}
-    order, found = sorted(range(len(prompts)), key=lambda i: -len(tokenizer(prompts[i])["input_ids"])), {}
+    order, result = sorted(range(len(prompts)), key=lambda i: -len(tokenizer(prompts[i])["input_ids"])), {}
     for k in range(0, len(order), size):
         part = order[k:k + size]
         batch = tokenizer([prompts[i] for i in part], return_tensors="pt", padding=True, add_special_tokens=False)
         rows = model.generate(**batch.to(model.device), max_new_tokens=limit, do_sample=False, repetition_penalty=1.0)
         for i, row in zip(part, rows[:, batch["input_ids"].shape[1]:].tolist(), strict=True):
-            found[i] = row[:next((n + 1 for n, token in enumerate(row) if token in ends), limit)]
-    return [found[i] for i in range(len(prompts))]
+            result[i] = row[:next((n + 1 for n, token in enumerate(row) if token in ends), limit)]
+    return [result[i] for i in range(len(prompts))]
 
 
 def timed(function) -> tuple[float, float, object]:
@@ -105,12 +105,12 @@ def gpu(options):
     for name in ("warm", "generate", "ours"):
         for size in options.sizes if name != "warm" else options.sizes[:1]:
             if name == "ours":
-                seconds, _, found = timed(lambda n=size: [a.n_tokens for _, a in answers(
+                seconds, _, result = timed(lambda n=size: [a.n_tokens for _, a in answers(
                     model, tokenizer, prompts, options.tokens, n)])
-                count = sum(found)
+                count = sum(result)
             else:
-                seconds, _, found = timed(lambda n=size: generated(model, tokenizer, prompts, options.tokens, n))
-                count = sum(map(len, found))
+                seconds, _, result = timed(lambda n=size: generated(model, tokenizer, prompts, options.tokens, n))
+                count = sum(map(len, result))
             speeds[name, size] = count / seconds
             if name != "warm": print(f"{name:<10}batch {size:<5}{count / seconds:10.0f} tokens a second", flush=True)
     best = {name: max(options.sizes, key=lambda n, w=name: speeds[w, n]) for name in ("generate", "ours")}

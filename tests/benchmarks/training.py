@@ -241,17 +241,17 @@ class Bench:
                "precision": self.precision, "checkpointing": False, "warm": self.warm, "threads": self.options.threads,
                "rows": str(rows), **job}
         job["longest"] = max(len(row["input_ids"]) for row in json.loads(rows.read_text()))
-        found = self.start("one", job)
-        self.done.append({"label": label, **{k: v for k, v in job.items() if k not in ("rows", "student")}, **found})
-        if "error" in found: print(f"{label:<42} {found['error'][:160]}", flush=True)
-        else: print(f"{label:<42}{found['tokens_per_s']:10.0f} tokens a second{found['memory']:8.2f} GB  MFU "
-                    f"{found['flops_per_s'] / self.rate(job['precision']):6.1%}", flush=True)
-        return found
+        result = self.start("one", job)
+        self.done.append({"label": label, **{k: v for k, v in job.items() if k not in ("rows", "student")}, **result})
+        if "error" in result: print(f"{label:<42} {result['error'][:160]}", flush=True)
+        else: print(f"{label:<42}{result['tokens_per_s']:10.0f} tokens a second{result['memory']:8.2f} GB  MFU "
+                    f"{result['flops_per_s'] / self.rate(job['precision']):6.1%}", flush=True)
+        return result
 
     def rate(self, precision: str) -> float:
         if precision not in self.rates:
-            found = self.start("rate", {"precision": precision, "threads": self.options.threads})
-            self.rates[precision] = found["flops_per_s"]
+            result = self.start("rate", {"precision": precision, "threads": self.options.threads})
+            self.rates[precision] = result["flops_per_s"]
             print(f"matrix product in {precision}: {self.rates[precision] / 1e12:.2f} TFLOP/s", flush=True)
         return self.rates[precision]
 
@@ -296,20 +296,20 @@ class Bench:
         return path
 
 
-def ratio(what: str, found: dict, other: dict, wanted: str, key: str = "tokens_per_s"):
-    if "error" in found or "error" in other: return print(f"  {what}: not measured (wanted: {wanted})")
-    busy = found["tokens_per_cpu_s"] / other["tokens_per_cpu_s"]
+def ratio(what: str, result: dict, other: dict, wanted: str, key: str = "tokens_per_s"):
+    if "error" in result or "error" in other: return print(f"  {what}: not measured (wanted: {wanted})")
+    busy = result["tokens_per_cpu_s"] / other["tokens_per_cpu_s"]
     by_cpu = f", {busy:.2f} × by CPU time" if key == "tokens_per_s" else ""
-    print(f"  {what}: {found[key] / other[key]:.2f} ×{by_cpu} (wanted: {wanted})", flush=True)
+    print(f"  {what}: {result[key] / other[key]:.2f} ×{by_cpu} (wanted: {wanted})", flush=True)
 
 
 def cpu(bench: Bench):
     batch = bench.options.batch or 2
     rows = bench.file(bench.training_set("ST")[:batch * (bench.warm + bench.steps)])
     for method in ("lora", "full"):
-        found = {stack: bench.run(f"{method}, {stack}", rows, stack=stack, method=method, batch=batch)
+        result = {stack: bench.run(f"{method}, {stack}", rows, stack=stack, method=method, batch=batch)
                  for stack in ("trainer", "unsloth", "trl")}
-        for stack in ("trainer", "trl"): ratio(f"unsloth, of {stack}", found["unsloth"], found[stack], ">= 1")
+        for stack in ("trainer", "trl"): ratio(f"unsloth, of {stack}", result["unsloth"], result[stack], ">= 1")
 
 
 def packing(bench: Bench):
@@ -317,19 +317,19 @@ def packing(bench: Bench):
 
     from smoltraces.students.training import order
     batch, stack = bench.options.batch or (32 if bench.gpu else 4), "unsloth" if bench.gpu else "trl"
-    drawn = Random(0).choices(R1 if bench.gpu else [n // 4 for n in R1], k=512) # a CPU would take minutes a step
+    sample = Random(0).choices(R1 if bench.gpu else [n // 4 for n in R1], k=512) # a CPU would take minutes a step
     for name, rows in (("ST", bench.training_set("ST")), ("ST-HC", bench.training_set("ST-HC")),
-                       ("R1" if bench.gpu else "R1, a quarter as long", bench.of_lengths(drawn))):
+                       ("R1" if bench.gpu else "R1, a quarter as long", bench.of_lengths(sample))):
         lengths = np.array([len(row["input_ids"]) for row in rows])
         positions = {how: sum(len(k) * lengths[k].max() for k in np.array_split(at, len(rows) // batch)) / lengths.sum()
                      for how, at in (("random order", np.arange(len(rows))), ("grouped", order(lengths, 1, batch, 0)))}
         print(f"{name}: {len(rows)} rows of {lengths.min()} to {lengths.max()} tokens; padded to steps of {batch}, "
               + ", ".join(f"{n:.2f} positions a token in {how}" for how, n in positions.items()), flush=True)
         file = bench.file(rows[:batch * (bench.warm + bench.steps)])
-        found = {layout: bench.run(f"{name}, {layout}, {stack}", file, stack=stack, layout=layout, batch=batch,
+        result = {layout: bench.run(f"{name}, {layout}, {stack}", file, stack=stack, layout=layout, batch=batch,
                                    checkpointing=bench.gpu)
                  for layout in ("padded", "packed")}
-        ratio("packed, of padded", found["packed"], found["padded"], ">= 1.5")
+        ratio("packed, of padded", result["packed"], result["padded"], ">= 1.5")
     apart(bench, stack)
 
 
@@ -339,10 +339,10 @@ def apart(bench: Bench, stack: str):
     joined = [{key: [token for row in rows[i:i + 3] for token in row[key]] for key in ("input_ids", "labels")}
               for i in (0, 3)]
     for layout in ("padded", "packed", "joined"):
-        found = bench.run(f"loss, {layout}, {stack}", bench.file(joined if layout == "joined" else rows), stack=stack,
+        result = bench.run(f"loss, {layout}, {stack}", bench.file(joined if layout == "joined" else rows), stack=stack,
                           batch=1 if layout == "joined" else 3, precision="float32", warm=1,
                           layout="packed" if layout == "packed" else "padded")
-        losses[layout] = found.get("losses")
+        losses[layout] = result.get("losses")
     if None in losses.values(): return print("  packed rows: not compared")
     for layout, wanted in (("packed", "at most 1e-4"), ("joined", "more: these rows see each other")):
         gap = max(abs(a - b) for a, b in zip(losses[layout], losses["padded"], strict=True))
@@ -356,10 +356,10 @@ def gpu(bench: Bench):
         rows = bench.file(bench.of_lengths([length] * batch * (bench.warm + bench.steps)))
         for checkpointing in (False, True):
             job, how = {"batch": batch, "checkpointing": checkpointing}, "on" if checkpointing else "off"
-            found = {stack: bench.run(f"{name}, {stack}, checkpointing {how}", rows, stack=stack,
+            result = {stack: bench.run(f"{name}, {stack}, checkpointing {how}", rows, stack=stack,
                                       student=bench.student(name), **job) for stack in ("trl", "unsloth")}
-            ratio("tokens a second, of trl", found["unsloth"], found["trl"], ">= 1.5")
-            ratio("peak memory, of trl", found["unsloth"], found["trl"], "<= 0.7", "memory")
+            ratio("tokens a second, of trl", result["unsloth"], result["trl"], ">= 1.5")
+            ratio("peak memory, of trl", result["unsloth"], result["trl"], "<= 0.7", "memory")
 
 
 def lengths(bench: Bench):
@@ -368,10 +368,10 @@ def lengths(bench: Bench):
         for stack in ("unsloth", "trl"):
             for n in (n for n in (512, 1024, 2048, 4096, 8192, 16384) if n <= longest):
                 rows = bench.file(bench.of_lengths([n] * (bench.warm + max(1, bench.steps // 2))))
-                found = bench.run(f"{name}, {stack}, {n:,} tokens", rows, stack=stack, student=stretched(bench, name),
+                result = bench.run(f"{name}, {stack}, {n:,} tokens", rows, stack=stack, student=stretched(bench, name),
                                   batch=1, checkpointing=bench.gpu)
-                if "error" not in found: points.append({"student": name, "stack": stack, "tokens": n,
-                                                        "seconds": found["step_s"], "memory": found["memory"]})
+                if "error" not in result: points.append({"student": name, "stack": stack, "tokens": n,
+                                                        "seconds": result["step_s"], "memory": result["memory"]})
     plot(points, bench)
 
 
@@ -416,12 +416,12 @@ def memory(bench: Bench):
         for method, batch, n in (("lora", 1, 512), ("lora", 1, 2048), ("lora", 4, 512), ("full", 1, 512)):
             if method == "full" and name == "3b": continue # four bytes a weight, four times: beyond most cards
             rows = bench.file(bench.of_lengths([n] * batch * 2))
-            found = bench.run(f"{name}, {method}, {batch} × {n:,} tokens", rows, method=method, batch=batch, warm=1,
+            result = bench.run(f"{name}, {method}, {batch} × {n:,} tokens", rows, method=method, batch=batch, warm=1,
                               student=bench.student(name), checkpointing=bench.gpu)
-            if "error" in found: continue
+            if "error" in result: continue
             expected = estimate(shape(bench.student(name)), method, n, batch, bench.precision,
                                 "cuda" if bench.gpu else "cpu", room=available()[0]).total
-            print(f"  expected {expected:.2f} GB, measured {found['device']:.2f}: {expected / found['device']:.2f} × "
+            print(f"  expected {expected:.2f} GB, measured {result['device']:.2f}: {expected / result['device']:.2f} × "
                   "(wanted: 1 to 1.25)", flush=True)
 
 

@@ -4,10 +4,8 @@ import csv
 import itertools
 import json
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +13,7 @@ import pytest
 from conftest import ROOT, environment
 from server import serve
 
-from smoltraces.evaluation import evaluate as evaluation
-from smoltraces.evaluation.backends import Asked, SealedStore, Unanswered, backend_of
+from smoltraces.evaluation.backends import Query, SealedStore, Unanswered, backend_of
 from smoltraces.evaluation.benchmarks import load_benchmark, opened, score, unseal
 from smoltraces.evaluation.evaluate import evaluate
 from smoltraces.files import read_json
@@ -26,6 +23,7 @@ from smoltraces.students import decoding
 from smoltraces.students.models import locate
 from smoltraces.traces.teachers import HARD_CODED, Unconfirmed
 
+evaluation = sys.modules["smoltraces.evaluation.evaluate"] # the room's face has the function under this name
 SHARED = ROOT.parent / "shared" / "data" / "benchmarks"
 LLAMA = "embedded/random-llama"
 EMBEDDED = ("embedded", "embedded_hard")
@@ -86,7 +84,7 @@ def world(tmp_path_factory):
 
 def settings(out: Path, **changes):
     return load_settings("smoke", **{"out": str(out), "n_test": 8, "n_hard": 4, "confirm": False, "max_new_tokens": 8,
-                                     **changes})
+                                     "threads": 1, **changes}) # the models are too small for two threads
 
 
 def at(world, out: Path, specs, **changes):
@@ -122,8 +120,8 @@ def counted(monkeypatch):
 # ---- an endpoint that knows
 
 
-@pytest.mark.parametrize("model, share", [("gold", 1.0), ("wrong", 0.0)])
-@pytest.mark.parametrize("variant", ["student", "HC"])
+@pytest.mark.parametrize("model, share, variant", [("gold", 1.0, "student"), ("wrong", 0.0, "student"),
+                                                   ("gold", 1.0, "HC")])
 def test_every_benchmark_behind_an_endpoint(world, tmp_path, model, share, variant):
     if variant == "student": cfg = at(world, tmp_path, world.specs.values(), backend="api")
     else: cfg = at(world, tmp_path, world.specs.values(), teacher_lm=model, evaluate_teacher=True)
@@ -346,34 +344,51 @@ def adapter(world, cfg) -> Path:
 
 
 PROGRAM = """
-import sys
-from smoltraces.evaluation.evaluate import evaluate
+import sys, threading
+from smoltraces.evaluation.evaluate import Journal, evaluate
 from smoltraces.settings import load_settings
+from smoltraces.traces.store import Store
+
+count = 0
+
+def then_pause(method, size):
+    def call(self, *args, **options):
+        global count
+        result = method(self, *args, **options)
+        count += size(args)
+        if count >= 7:
+            print("paused", flush=True)
+            threading.Event().wait()
+        return result
+    return call
+
+Journal.add = then_pause(Journal.add, lambda args: 1)
+Store.put = then_pause(Store.put, lambda args: len(args[0]))
 evaluate(load_settings("smoke", **eval(sys.argv[1])), sys.argv[2], "Base")
 """
 
 
-def killed(cfg, student: str, when, **options):
-    "An evaluation in a process of its own, which dies as soon as `when()`"
+def killed(cfg, student: str, **options):
+    "An evaluation in a process of its own, which pauses once seven answers are kept, and is killed there"
     options = {"out": cfg.out, "benchmarks": list(cfg.benchmarks), "confirm": False, **options}
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, repr(options), student], cwd=ROOT, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.time() + 60
-    while not when() and process.poll() is None and time.time() < until: time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+                               stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert "paused\n" in iter(process.stdout.readline, ""), "it ended before it was killed"
+    process.kill()
     process.wait()
+    process.stdout.close()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(world, tmp_path, counted):
     specs, changes = [world.specs["math500"], world.specs["gpqa_diamond"]], {"max_new_tokens": 12}
     cfg = at(world, tmp_path, specs, **changes)
     file = journal(cfg, "math500")
-    killed(cfg, LLAMA, lambda: file.exists() and file.read_bytes().count(b"\n") > 6, **changes, eval_batch_size=1)
-    kept = file.read_bytes().count(b"\n") - 1
-    assert 6 <= kept < 24
+    killed(cfg, LLAMA, **changes, eval_batch_size=1)
+    assert file.read_bytes().count(b"\n") == 1 + 7
     with open(file, "ab") as f: f.write(b'{"problem_id": "0123", "output": "It is') # the line that it was writing
     found = evaluate(cfg, LLAMA, "Base")
-    assert len(counted) == 32 - kept and not file.exists()
+    assert len(counted) == 32 - 7 and not file.exists()
     whole = evaluate(at(world, tmp_path / "whole", specs, **changes), LLAMA, "Base")
     pd.testing.assert_frame_equal(found, whole)
 
@@ -401,15 +416,15 @@ def test_interrupted_and_other_settings(world, tmp_path, monkeypatch, counted, c
     assert len(counted) == 8 and "begins anew, since its task, sampling changed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_endpoint_run_that_is_killed_asks_nothing_twice(world, tmp_path):
-    log = tmp_path / "paid.jsonl"
-    with serve(answer="server:table", file=world.folder / "known.jsonl", log=log, latency=0.2) as slow:
-        changes = {"backend": "api", "student_url": slow.url, "in_flight": 2, "max_new_tokens": 8}
+    with serve(answer="server:table", file=world.folder / "known.jsonl", log=tmp_path / "paid.jsonl") as server:
+        changes = {"backend": "api", "student_url": server.url, "in_flight": 2, "max_new_tokens": 8}
         cfg = at(world, tmp_path, [world.specs["math500"]], **changes)
-        killed(cfg, "gold", lambda: len(slow.paid()) >= 6, **changes)
-        assert 6 <= len(slow.paid()) < 24
+        killed(cfg, "gold", **changes)
+        assert 7 <= len(server.paid()) < 24
         assert evaluate(cfg, "gold", "Base")["correct"].all()
-        assert len(slow.paid()) <= 24 + 2 # those in flight when it died
+        assert len(server.paid()) <= 24 + 2 # those in flight when it died
 
 
 # ---- sealed
@@ -509,7 +524,7 @@ def test_thinking_that_the_template_opened_belongs_to_the_answer(world, tmp_path
     student = backend_of(cfg, LLAMA, "Base")
     student.tokenizer.chat_template += "{{ '<think>\n' }}"
     prompt = student.prompt(HELLO)
-    [(_, answer)] = student.answers([Asked({"id": "0" * 16}, 0, prompt)])
+    [(_, answer)] = student.answers([Query({"id": "0" * 16}, 0, prompt)])
     assert prompt.endswith("<think>\n") and answer.output.startswith("<think>\n")
     student.tokenizer.chat_template = "{{ raise_exception('only one message') }}"
     with pytest.raises(InputError, match="does not take a system and a user message .only one"): student.prompt(HELLO)

@@ -15,8 +15,8 @@ from families import FAMILIES, family
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from smoltraces.evaluation.ask import Pieces, compare_answers, load_student, reply_to
-from smoltraces.evaluation.backends import Asked, Vllm, backend_of, rendered
+from smoltraces.evaluation.ask import TextStream, compare_answers, load_student, reply_to
+from smoltraces.evaluation.backends import Query, Vllm, backend_of, render_chat
 from smoltraces.evaluation.benchmarks import prompt, seal
 from smoltraces.schema import Problem
 from smoltraces.settings import InputError, load_settings
@@ -108,7 +108,7 @@ def tiny(folder: Path, **changes) -> str:
 
 def test_equals_evaluation(student):
     rows = PROBLEMS.to_dict("records")
-    asked = [rendered(student.tokenizer, prompt(row), RANDOM) for row in rows]
+    asked = [render_chat(student.tokenizer, prompt(row), RANDOM) for row in rows]
     theirs = dict(answers(student.model, student.tokenizer, asked, 24, 2))
     together = student.answers(PROBLEMS, max_new_tokens=24, batch_size=2)
     alone = [student.answer(row, max_new_tokens=24) for row in rows]
@@ -123,7 +123,7 @@ def test_a_sample_is_that_of_evaluation(student):
     backend = backend_of(cfg, RANDOM, "Base", seed=0)
     louder(backend.model)
     row = PROBLEMS.iloc[1].to_dict()
-    [(_, theirs)] = backend.answers([Asked(row, 0, backend.prompt(prompt(row)))])
+    [(_, theirs)] = backend.answers([Query(row, 0, backend.prompt(prompt(row)))])
     ours = [student.answer(row, 12, temperature=0.9, top_p=0.95, seed=seed) for seed in (0, 0, 1)]
     assert ours[0].output == theirs.output and ours[0] == ours[1] != ours[2]
 
@@ -162,7 +162,7 @@ def test_pieces_join_to_the_text(name, families):
     for ids in (tokenizer(text, add_special_tokens=False)["input_ids"],
                 torch.randint(len(tokenizer), (300,), generator=rng).tolist()):
         pieces.clear()
-        stream = Pieces(tokenizer, pieces.append)
+        stream = TextStream(tokenizer, pieces.append)
         for token in ids: stream.add(token)
         stream.end()
         assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
@@ -307,6 +307,7 @@ def test_an_adapter_in_the_hubs_cache(plain, tmp_path, monkeypatch):
     assert load_student("someone/tiny-ST").name == "someone/tiny-ST"
 
 
+@pytest.mark.slow
 def test_a_notebook_shows_it_once(tmp_path):
     "In one place, which ends as the reply; the value of the same cell is not shown again, in the next cell it is"
     import nbclient

@@ -19,9 +19,9 @@ from kills import alive, children, until
 from smoltraces.files import write_json
 from smoltraces.settings import InputError, load_settings
 from smoltraces.students import training
-from smoltraces.students.callbacks import LOG, Show, Spoilt, guard, last_checkpoint, watcher
+from smoltraces.students.callbacks import LOG, Guard, Progress, last_checkpoint, log_callback
 from smoltraces.students.models import locate
-from smoltraces.students.training import RECIPES, card, chosen, layout, learning_rate, push_student
+from smoltraces.students.training import card, layout, push_student
 
 SCRIPT = [sys.executable, str(ROOT / "tests" / "training_runs.py")]
 
@@ -29,34 +29,6 @@ SCRIPT = [sys.executable, str(ROOT / "tests" / "training_runs.py")]
 def runs(*arguments, **extra) -> subprocess.CompletedProcess:
     command = [*SCRIPT, *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, env=environment(**extra), capture_output=True, text=True)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory, request) -> dict:
-    "Every family trained whole, and broken off and resumed"
-    folder = tmp_path_factory.mktemp("families")
-    done = runs("families", folder, request.config.cache.mkdir("families"))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "families.json").read_text())
-
-
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_learns_and_a_broken_run_ends_the_same(trained, name, method):
-    run = trained[f"{name} {method}"]
-    assert run["whole"][-1] < run["whole"][0] - 0.05
-    assert run["facts"]["resumed_at"] == run["broken"] - 1 # the step that broke off was not saved yet
-    assert run["resumed"] == pytest.approx(run["whole"], abs=1e-4)
-    assert run["beside"] == ["seed-0"] # no checkpoint is left behind
-    kind = "adapter_" if method == "lora" else ""
-    weights = {f"{kind}model.safetensors", f"{kind}config.json"}
-    assert {*weights, "training.json", "log.parquet", "README.md", "tokenizer.json"} <= {*run["files"]}
-    assert not [name for name in run["files"] if name.endswith((".bin", ".pt", ".pth"))]
-
-
-def test_a_spoilt_row_is_named(trained):
-    run = trained["spoilt"]
-    assert run["said"].startswith("The loss became no number at step") and run["row"] in run["said"]
 
 
 def tiny(folder: Path, **more):
@@ -68,101 +40,136 @@ def tiny(folder: Path, **more):
 def result(folder: Path) -> dict: return json.loads((folder / "run.json").read_text())
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> dict:
-    "A run in one process, in one go, of four whole steps"
-    folder = tmp_path_factory.mktemp("whole")
-    done = runs("run", folder, "n_train=10")
+def run(folder: Path, *pairs: str) -> dict:
+    "A run in a process of its own, which must succeed"
+    done = runs("run", folder, *pairs)
     assert done.returncode == 0, done.stderr[-3000:]
     return result(folder)
 
 
-def saved(scratch: Path) -> int:
-    "The step of the last whole checkpoint, 0 where there is none"
-    with contextlib.suppress(FileNotFoundError):
-        if found := last_checkpoint(scratch): return int(found.name.rpartition("-")[2])
+@pytest.fixture(scope="module")
+def basics(tmp_path_factory) -> dict:
+    "In one process: a run in one go, one that is interrupted and resumed, and one with a row that spoils the loss"
+    folder = tmp_path_factory.mktemp("basics")
+    done = runs("basics", folder)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "basics.json").read_text())
+
+
+def test_a_run_leaves_a_whole_folder(basics):
+    whole = basics["whole"]
+    assert whole["log"]["step"] == [1, 2, 3, 4] and whole["log"]["loss"][-1] < whole["log"]["loss"][0]
+    assert {"model.safetensors", "config.json", "training.json", "log.parquet", "README.md", "tokenizer.json"} <= {
+        *whole["files"]}
+    assert not [name for name in whole["files"] if name.endswith((".bin", ".pt", ".pth"))]
+
+
+def test_an_interrupt_saves_first_and_the_next_run_goes_on(basics):
+    assert basics["interrupt"] == "Stopped at step 3, which is kept: run it again to go on."
+    assert basics["checkpoint"] == 3 and basics["resumed"]["facts"]["resumed_at"] == 3
+    assert basics["resumed"]["log"]["loss"] == pytest.approx(basics["whole"]["log"]["loss"], abs=1e-4)
+    assert basics["resumed"]["beside"] == ["seed-0"] # no checkpoint is left behind
+
+
+def test_a_row_that_spoils_the_loss_is_named(basics):
+    assert basics["message"].startswith("The loss became no number at step") and basics["row"] in basics["message"]
+
+
+# ---- families, kills, several processes
+
+
+@pytest.fixture(scope="module")
+def families(tmp_path_factory, request) -> dict:
+    "Every family trained whole, and broken off and resumed"
+    folder = tmp_path_factory.mktemp("families")
+    done = runs("families", folder, request.config.cache.mkdir("families"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "families.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_learns_and_a_broken_run_ends_the_same(families, name, method):
+    run = families[f"{name} {method}"]
+    assert run["whole"][-1] < run["whole"][0] - 0.05
+    assert run["facts"]["resumed_at"] == run["broken"] - 1 # the step that broke off was not saved yet
+    assert run["resumed"] == pytest.approx(run["whole"], abs=1e-4)
+    assert run["beside"] == ["seed-0"]
+    kind = "adapter_" if method == "lora" else ""
+    assert {f"{kind}model.safetensors", f"{kind}config.json", "training.json", "tokenizer.json"} <= {*run["files"]}
+
+
+def checkpoint_of(folder: Path) -> int:
+    "The step of the last whole checkpoint of the run in a folder, 0 where there is none"
+    with contextlib.suppress(FileNotFoundError): # while it is replaced
+        scratch = folder / "smoke/students/embedded--random-llama/ST-HC/.seed-0.checkpoints"
+        if checkpoint := last_checkpoint(scratch): return int(checkpoint.name.rpartition("-")[2])
     return 0
 
 
-def test_kill_nine_at_a_random_moment(whole, tmp_path):
-    folder, pairs = tmp_path / "killed", ("n_train=10", "checkpoint_minutes=0.000001")
-    run = subprocess.Popen([*SCRIPT, "run", str(folder), *pairs], cwd=ROOT, env=environment(), start_new_session=True,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    seed = folder / "smoke/students/embedded--random-llama/ST-HC/seed-0"
-    step, scratch = random.randint(1, 3), seed.with_name(".seed-0.checkpoints")
-    while run.poll() is None and saved(scratch) < step: time.sleep(0.01)
+@pytest.mark.slow
+def test_kill_nine_at_a_random_moment(basics, tmp_path):
+    step, pairs = random.randint(1, 3), ("checkpoint_minutes=0.000001",)
+    process = subprocess.Popen([*SCRIPT, "run", str(tmp_path), *pairs], cwd=ROOT, env=environment(),
+                               start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and checkpoint_of(tmp_path) < step: time.sleep(0.01)
     time.sleep(random.random() / 2)
-    with contextlib.suppress(ProcessLookupError): os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
-    assert seed.exists() or saved(scratch) >= step
-    assert (done := runs("run", folder, *pairs)).returncode == 0, done.stderr[-3000:]
-    assert result(folder)["log"]["loss"] == pytest.approx(whole["log"]["loss"], abs=1e-4)
-    assert result(folder)["log"]["step"] == whole["log"]["step"] == [1, 2, 3, 4]
+    with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run(tmp_path, *pairs)
+    assert again["log"]["loss"] == pytest.approx(basics["whole"]["log"]["loss"], abs=1e-4)
+    assert again["log"]["step"] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_processes_end_with_the_one_that_started_them(tmp_path):
-    run = subprocess.Popen([*SCRIPT, "run", str(tmp_path), "n_train=10", "epochs=400", "processes=2"], cwd=ROOT,
-                           env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    "The two of a run wait at their second step, until they are ended from outside"
+    process = subprocess.Popen([*SCRIPT, "run", str(tmp_path), "processes=2", "wait=2"], cwd=ROOT, env=environment(),
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     rows = tmp_path / "smoke/students/embedded--random-llama/ST-HC/.seed-0.checkpoints/rows.json"
-    until(rows.exists, 200)
-    below = children(run.pid)
+    until(lambda: rows.exists() or process.poll() is not None, 600)
+    below = children(process.pid)
     assert len(below) >= 3  # torchrun and two
-    run.kill()
-    run.wait()
-    until(lambda: not any(map(alive, below)), 60)
+    process.kill()
+    process.wait()
+    until(lambda: not any(map(alive, below)), 600)
 
 
-@pytest.mark.parametrize("pairs", [(), ("epochs=15", "processes=2")], ids=["alone", "two processes"])
-def test_an_interrupt_saves_first(whole, tmp_path, pairs):
-    pairs = ("n_train=10", "checkpoint_minutes=0", *pairs)  # no checkpoint is due in 4 or 30 steps
-    done = runs("run", tmp_path / "stopped", *pairs, "interrupt=2")
+@pytest.mark.slow
+def test_an_interrupt_saves_first_in_two_processes(basics, tmp_path):
+    "They wait at their second step until they are asked to stop"
+    done = runs("run", tmp_path, "processes=2", "interrupt=2", "wait=2")
     assert done.returncode != 0 and "KeyboardInterrupt" in done.stderr, done.stderr[-3000:]
-    seed = tmp_path / "stopped/smoke/students/embedded--random-llama/ST-HC/seed-0"
-    step = saved(seed.with_name(".seed-0.checkpoints"))
-    assert 2 <= step < (30 if "processes=2" in pairs else 4) and not seed.exists()
-    for folder in ("stopped", "whole") if "processes=2" in pairs else ("stopped",):
-        assert (done := runs("run", tmp_path / folder, *pairs)).returncode == 0, done.stderr[-3000:]
-    straight = result(tmp_path / "whole") if "processes=2" in pairs else whole
-    assert result(tmp_path / "stopped")["facts"]["resumed_at"] == step
-    assert result(tmp_path / "stopped")["log"]["loss"] == pytest.approx(straight["log"]["loss"], abs=1e-4)
+    assert checkpoint_of(tmp_path) in (2, 3)
+    again = run(tmp_path, "processes=2")
+    assert again["facts"]["resumed_at"] in (2, 3)
+    assert again["log"]["loss"] == pytest.approx(basics["whole"]["log"]["loss"], abs=1e-3)
 
 
-def test_engines_packing_and_processes_train_alike(whole, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", [("engine=trl", "packing=packed"), ("processes=2",)], ids=["trl, packed", "two"])
+def test_engines_packing_and_processes_train_alike(basics, tmp_path, pairs):
     "Rows laid end to end do not see each other, and neither trl nor two processes learn otherwise"
-    ways = {"trl": ("engine=trl", "packing=packed"), "two": ("processes=2",)}
-    for name, pairs in ways.items():
-        done = runs("run", tmp_path / name, "n_train=10", *pairs)
-        assert done.returncode == 0, done.stderr[-3000:]
-    found = {name: result(tmp_path / name) for name in ways}
-    facts = {name: run["facts"] for name, run in found.items()}
-    assert facts["trl"]["packed"] and not whole["facts"]["packed"]
-    assert (facts["trl"]["engine"], facts["two"]["processes"]) == ("trl", 2)
-    for name, run in found.items():
-        for column in ("loss", "eval_loss", "tokens", "learning_rate"):
-            assert run["log"][column] == pytest.approx(whole["log"][column], rel=1e-4), (name, column)
+    other, whole = run(tmp_path, *pairs), basics["whole"]
+    assert other["facts"]["packed"] == ("engine=trl" in pairs) and not whole["facts"]["packed"]
+    assert other["facts"]["engine"] == ("trl" if "engine=trl" in pairs else "unsloth")
+    for column in ("loss", "eval_loss", "tokens", "learning_rate"):
+        assert other["log"][column] == pytest.approx(whole["log"][column], rel=1e-4), column
 
 
+@pytest.mark.slow
 def test_an_adapter_in_two_processes(tmp_path):
-    done = runs("run", tmp_path, "n_train=10", "epochs=1", "method=lora", "processes=2", "merge=true", "think=tokens")
-    assert done.returncode == 0, done.stderr[-3000:]
-    facts = result(tmp_path)["facts"]
+    facts = run(tmp_path, "epochs=1", "method=lora", "processes=2", "merge=true", "think=tokens")["facts"]
     assert (facts["engine"], facts["processes"], facts["sharded"]) == ("unsloth", 2, False)
     folder = tmp_path / "smoke/students/embedded--random-llama/ST-HC/seed-0"
     assert (folder / "merged/model.safetensors").is_file() and (folder / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_what_went_wrong_in_a_process_is_said_here(tmp_path):
     done = runs("run", tmp_path, "processes=2", "max_length=10")
     assert "raise max_length" in done.stderr.splitlines()[-1], done.stderr[-500:]
-
-
-def test_recipes():
-    paper = load_settings("paper")
-    assert [learning_rate(paper, s) for s in paper.students] == [6e-5, 4e-5, 1e-5]
-    assert learning_rate(load_settings("paper", learning_rate=3e-5), "owner/unheard-of") == 3e-5
-    assert "6e-05" in chosen(paper, paper.students[0])._repr_markdown_()
-    assert set(paper.students) < set(RECIPES)
-    with pytest.raises(InputError, match="owner/other: set learning_rate"): learning_rate(paper, "owner/other")
 
 
 def test_a_checkpoint_of_other_settings(tmp_path):
@@ -215,8 +222,7 @@ def test_an_older_gpu(monkeypatch):
 
 
 @pytest.mark.parametrize("more, said", [
-    ({"micro_batch_size": 3}, "make it a multiple of 3"), ({"precision": "bfloat16"}, "needs a GPU"),
-    ({"packing": "packed"}, "set packing = auto"), ({"method": "qlora"}, "set method = lora")])
+    ({"precision": "bfloat16"}, "needs a GPU"), ({"packing": "packed"}, "set packing = auto")])
 def test_settings_that_do_not_go_together(more, said):
     with pytest.raises(InputError, match=said): layout(load_settings("smoke", **{"batch_size": 4, **more}))
 
@@ -237,7 +243,7 @@ def test_held_out_rows_are_the_same_problems_in_every_set():
 
 
 class Trainer:
-    "As much of a trainer as `guard` looks at"
+    "As much of a trainer as `Guard` looks at"
     def __init__(self, *losses):
         self.losses, self.state = list(losses), SimpleNamespace(global_step=0, log_history=[])
 
@@ -255,38 +261,39 @@ def batch(*rows):
             "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows])}
 
 
-def guarded(*losses):
+def guarded(scratch: Path, *losses):
+    write_json(scratch / "checkpoint-8" / LOG, {"rows": []})
     trainer = Trainer(*losses)
     names = {(1, 2): "row-a", (3, 4, 5): "row-b", (6,): "row-c"}
-    return trainer, guard(trainer, names, "set micro_batch_size = 1", lambda: "The checkpoint of step 8 is kept.")
+    return trainer, Guard(trainer, names, "set micro_batch_size = 1", scratch)
 
 
-def test_guard_counts_and_names():
-    trainer, tokens = guarded(1.0, float("nan"))
+def test_guard_counts_and_names(tmp_path):
+    trainer, guard = guarded(tmp_path, 1.0, float("nan"))
     trainer.training_step(None, batch([1, 2], [3, 4, 5]))
-    assert tokens() == 5
-    with pytest.raises(Spoilt, match="at step 1, on the rows of row-c: lower .* step 8 is kept"):
+    assert guard.tokens == 5
+    with pytest.raises(InputError, match="at step 1, on the rows of row-c: lower .* step 8 is kept"):
         trainer.training_step(None, batch([6]))
 
 
-def test_an_overflowing_gradient_names_the_rows_before():
-    trainer, _ = guarded(1.0, 1.0)
+def test_an_overflowing_gradient_names_the_rows_before(tmp_path):
+    trainer, _ = guarded(tmp_path, 1.0, 1.0)
     trainer.training_step(None, batch([1, 2]))
     trainer.state.global_step, trainer.state.log_history = 1, [{"grad_norm": float("inf")}]
-    with pytest.raises(Spoilt, match="The gradient became no number at step 1, on the rows of row-a"):
+    with pytest.raises(InputError, match="The gradient became no number at step 1, on the rows of row-a"):
         trainer.training_step(None, batch([6]))
 
 
 @pytest.mark.parametrize("error", ["cuda", "cpu"])
-def test_out_of_memory(error):
+def test_out_of_memory(error, tmp_path):
     import torch
     raised = {"cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
               "cpu": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")}[error]
-    trainer, _ = guarded(raised)
+    trainer, _ = guarded(tmp_path, raised)
     with pytest.raises(InputError, match="Memory ran out at step 1 on a batch of 2 × 3 tokens: set micro_batch_size = "
                                          "1. The checkpoint of step 8 is kept"):
         trainer.training_step(None, batch([1, 2], [3, 4, 5]))
-    other, _ = guarded(RuntimeError("something else"))
+    other, _ = guarded(tmp_path, RuntimeError("something else"))
     with pytest.raises(RuntimeError, match="something else"): other.training_step(None, batch([6]))
 
 
@@ -299,7 +306,7 @@ def test_an_unfinished_checkpoint_does_not_count(tmp_path):
 def test_the_log_goes_on_after_a_checkpoint():
     before = {"step": 4, "tokens": 400, "seconds": 40.0}
     rows = [before]
-    follow = watcher(lambda rows, steps: None, rows, lambda: 50)
+    follow = log_callback(lambda rows, steps: None, rows, lambda: 50)
     state = SimpleNamespace(global_step=5, max_steps=6, is_world_process_zero=True)
     follow.on_train_begin(None, state, None)
     follow.on_log(None, state, None, {"loss": 1.0, "learning_rate": 0.1, "grad_norm": 0.5})
@@ -309,7 +316,7 @@ def test_the_log_goes_on_after_a_checkpoint():
 
 
 def test_the_bar_in_a_terminal(capsys):
-    show = Show("ST, seed 0")
+    show = Progress("ST, seed 0")
     for step in (1, 2): show([{"step": k, "loss": 1.5, "memory_gb": 1.0, "tokens": 90 * k, "seconds": 3.0 * k}
                               for k in range(1, step + 1)], 2)
     show.close()
