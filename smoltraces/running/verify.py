@@ -22,7 +22,9 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import pandas as pd
+from rich.filesize import decimal
 
+from ..evidence.tables import and_list
 from ..files import read_json, sha256, visible
 from ..settings import BENCHMARK_NAMES, InputError, benchmark_name
 
@@ -391,16 +393,6 @@ def as_markdown(
     "Text as Markdown shows it literally"
     return re.sub(r"([\\`*_|<>\[\]$#])", r"\\\1", visible(value).replace("\n", " "))
 
-
-def _and(names: Iterable[str]) -> str:
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
-
-
-def _size(n: float) -> str:
-    unit, name = next((u for u in ((1e9, "GB"), (1e6, "MB")) if n >= u[0]), (1e3, "kB"))
-    return f"{n / unit:,.1f} {name}"
-
 # %% ../../nbs/running/77_verify.ipynb #5a1d7709
 COLUMNS = ["artefact", "stage", "state", "trusted", "reason", "cause", "recorded", "found", "bytes"]
 
@@ -427,7 +419,7 @@ class Verification:
         good, missing = int(self.rows.trusted.sum()), int(self.rows.trusted.isna().sum())
         counts = f"{good} trusted, {len(self.untrusted)} not" + (f", {missing} left out" if missing else "")
         return (f"{self.folder}: {self.rows.stage[self.rows.stage != ''].nunique()} stages, {len(self.rows)} artefacts "
-                f"({counts}), {_size(self.rows.bytes.sum())} read.")
+                f"({counts}), {decimal(int(self.rows.bytes.sum()))} read.")
 
     @property
     def left_out(self) -> str:
@@ -435,7 +427,7 @@ class Verification:
         names = self.rows.artefact[self.rows.trusted.isna()]
         if names.empty: return ""
         places = names.str.replace("/.*", "/", regex=True).value_counts(sort=False)
-        words = _and(f"{n} in {name}" if name.endswith("/") else name for name, n in places.items())
+        words = and_list(f"{n} in {name}" if name.endswith("/") else name for name, n in places.items())
         return f"Left out, which breaks nothing, since by its hash what was written is what was read: {words}."
 
     @property
@@ -447,12 +439,12 @@ class Verification:
         if worst.empty:
             others = f"{len(bad)} other artefact{'s' * (len(bad) > 1)}"
             rest = f" {others} in the folder cannot, and no result came from there." if len(bad) else ""
-            return (f"The results can be trusted: {_and(results.artefact)} are what was written, and so is all that "
-                    f"they came from, as far as it is here.{rest}")
+            return (f"The results can be trusted: {and_list(results.artefact)} are what was written, and so is all "
+                    f"that they came from, as far as it is here.{rest}")
         why = " ".join(worst.drop_duplicates("cause").reason.head(3))
         fine = results[~results.artefact.isin(worst.artefact)]
-        return (f"Not to be trusted: {_and(worst.artefact)}. {why}" +
-                (f" {_and(fine.artefact)} can be." if len(fine) else ""))
+        return (f"Not to be trusted: {and_list(worst.artefact)}. {why}" +
+                (f" {and_list(fine.artefact)} can be." if len(fine) else ""))
 
     def lines(
         self,
