@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json', 'write_parquet',
-           'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'visible', 'scrubber', 'scrub', 'Log',
+           'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible', 'Log',
            'register']
 
 # %% ../nbs/01_files.ipynb #72e4580a
@@ -183,24 +183,6 @@ def sha256(path: Path | str) -> str:
     names = sorted((file[len(path) + 1:] for file in files), key=lambda name: name.split("/"))
     return hashlib.sha256("".join(f"{name}:{_hash(f'{path}/{name}')};" for name in names).encode()).hexdigest()
 
-# %% ../nbs/01_files.ipynb #5a1d0f0a
-_unseen = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-                     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]")
-_names = ("NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI "
-          "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US").split()
-
-
-def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictures of control characters
-    code = ord(match[0])
-    return f"⟨{_names[code] if code < 32 else f'U+{code:04X}'}⟩"
-
-
-def visible(
-    text, # Whatever a file held; a value that is no text is shown as `str` shows it
-) -> str: # Of characters that are seen, tabs, newlines and the joiners that emoji and some scripts need
-    "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
-    return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
-
 # %% ../nbs/01_files.ipynb #0d3f0fdf
 _secret = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
@@ -241,6 +223,24 @@ def scrub(
 ) -> str:
     "`text` without the machine's paths and without the environment's secrets"
     return scrubber(root)(text)
+
+# %% ../nbs/01_files.ipynb #ea9c2049
+_unseen = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+                     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]")
+_names = ("NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI "
+          "DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US").split()
+
+
+def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictures of control characters
+    code = ord(match[0])
+    return f"⟨{_names[code] if code < 32 else f'U+{code:04X}'}⟩"
+
+
+def visible(
+    text, # Whatever a file held; a value that is no text is shown as `str` shows it
+) -> str: # Of characters that are seen, tabs, newlines and the joiners that emoji and some scripts need
+    "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
+    return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
 
 # %% ../nbs/01_files.ipynb #3ce027bb
 class Log:
