@@ -6,11 +6,12 @@
 __all__ = ['BENCHMARK_NAMES', 'NamesOrNone', 'Names', 'Variant', 'Variants', 'Benchmark', 'Benchmarks', 'Roles', 'Seeds',
            'KeyName', 'LearningRate', 'FROM_FILE', 'OWN', 'InputError', 'nearest', 'benchmark_name', 'as_text',
            'Settings', 'find_settings', 'read_settings', 'profile_names', 'load_env', 'load_settings', 'from_notebook',
-           'slug', 'versions', 'needs']
+           'slug', 'versions', 'needs', 'Lazy']
 
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Iterable
@@ -373,3 +374,9 @@ def needs(
     from importlib.util import find_spec
     if find_spec(module) is None:
         raise InputError(f'This needs the package {module}: pip install "smoltraces[{extra}]".')
+
+# %% ../nbs/00_settings.ipynb #5b0c71df
+class Lazy:
+    "A module that is imported when something of it is first used"
+    def __init__(self, name: str): self.name = name
+    def __getattr__(self, attribute: str): return getattr(importlib.import_module(self.name), attribute)
