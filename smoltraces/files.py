@@ -23,9 +23,9 @@ from urllib.parse import quote
 from .settings import FROM_FILE, InputError, Lazy
 
 # %% auto #0
-__all__ = ['pd', 'pa', 'pq', 'SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json',
-           'write_parquet', 'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible',
-           'Log', 'register']
+__all__ = ['SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json', 'write_parquet',
+           'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible', 'Log',
+           'register']
 
 # %% ../nbs/01_files.ipynb #f8792a31
 _FULL, _CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -37,6 +37,9 @@ def short_path(
     "The path from the working folder where it lies below it, else its last two parts: no machine path"
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
+
+
+_short = short_path # TODO: goes when traces/ imports short_path
 
 
 def why_not(
@@ -112,10 +115,10 @@ def read_json(path: Path):
     "Read JSON; an InputError names a file that is absent or broken"
     with _reading(path, "whole JSON"): return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/01_files.ipynb #5b14a496
+# %% ../nbs/01_files.ipynb #5a1d0f0c
 pd, pa, pq = Lazy("pandas"), Lazy("pyarrow"), Lazy("pyarrow.parquet") # slow to import
 
-
+# %% ../nbs/01_files.ipynb #5b14a496
 def _table(rows, schema):
     table = (pa.Table.from_pylist(rows, schema=schema) if isinstance(rows, list) else
              pa.Table.from_pandas(rows, schema=schema, preserve_index=False))

@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from .settings import InputError, Lazy
 
 # %% auto #0
-__all__ = ['pd', 'CITATION', 'GRADES', 'VARIANTS', 'MEANING', 'PIVOT_COVERAGE', 'STUDENTS', 'TEACHER', 'PALETTE', 'MARKERS',
-           'ordered', 'published', 'figures_published', 'plotting']
+__all__ = ['CITATION', 'GRADES', 'VARIANTS', 'MEANING', 'PIVOT_COVERAGE', 'STUDENTS', 'TEACHER', 'PALETTE', 'MARKERS', 'ordered',
+           'published', 'figures_published', 'plotting']
 
-# %% ../nbs/03_paper.ipynb #d72bb61f
+# %% ../nbs/03_paper.ipynb #5a1d0b03
 pd = Lazy("pandas") # slow to import
 
+# %% ../nbs/03_paper.ipynb #d72bb61f
 CITATION = ("Philip Lippmann and Jie Yang: Style over Substance: Distilled Language Models Reason Via Stylistic "
             "Replication. COLM 2025, arXiv 2504.01738.")
 
