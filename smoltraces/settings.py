@@ -178,7 +178,6 @@ class Settings(BaseModel):
     # machine
     threads: int = Field(ge=0, description="CPU threads of a stage (0: all); part of what makes a result repeatable")
     jobs: int = Field(ge=0, description="stages that run at a time (0: as many as cores, memory and GPUs allow)")
-    warm: bool = Field(description="start kernels that have imported what they need; nothing else is shared by them")
     time_limit: float = Field(ge=0, description="minutes that one stage may take before it is stopped (0: no limit)")
 
     _root: Path = PrivateAttr(default=Path("."))
@@ -275,10 +274,14 @@ def _environment() -> dict[str, str]:
             if name.startswith("SMOLTRACES_") and name not in reserved}
 
 
+_removed = {"warm": "every stage starts a kernel of its own"} # settings of earlier versions, and what holds now
+
+
 def _check_keys(pairs: dict, place: str):
     for key in pairs:
         if key in Settings.model_fields and key != "profile": continue
         name = f"SMOLTRACES_{key.upper()}" if place == "the environment" else repr(key)
+        if key in _removed: raise InputError(f"Setting {name} in {place} is no more, as {_removed[key]}: leave it out.")
         raise InputError(f"Unknown setting {name} in {place}: {nearest(key, Settings.model_fields)}")
 
 

@@ -1,15 +1,10 @@
 """A project whose five notebooks are light: each writes what its stage has to write, as small files made from what it
 reads, and takes as long as it is told. For tests of what runs notebooks, not of what notebooks do."""
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import shutil
 from pathlib import Path
 
 import nbformat
-from conftest import ROOT, environment
+from conftest import ROOT
 
 SETUP = """
 import hashlib, json, os, signal, sys, time
@@ -18,6 +13,8 @@ from smoltraces.settings import from_notebook, slug
 cfg = from_notebook(globals())
 student = globals().get("student") or cfg.students[0]
 who = f"{student} {globals().get('variant', '')} {globals().get('seed', '')}"
+def wait_for(name):
+    while not Path(name).exists(): time.sleep(0.05)
 def put(name, text):
     path = cfg.path(name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -69,27 +66,8 @@ def light(folder: Path) -> Path:
         kernel = {"name": "python3", "language": "python", "display_name": "python3"}
         notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
         nbformat.write(notebook, folder / "nbs" / "experiments" / f"{name}.ipynb")
-    settings = (ROOT / "settings.ini").read_text(encoding="utf-8")
-    assert "\nwarm = true\n" in settings
-    (folder / "settings.ini").write_text(settings.replace("\nwarm = true\n", "\nwarm = false\n"))  # nothing to import
+    shutil.copy(ROOT / "settings.ini", folder)
     return folder
-
-
-def start(folder: Path, *arguments: str, **extra) -> subprocess.Popen:
-    "A run in the background"
-    command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke", *arguments]
-    return subprocess.Popen(command, cwd=folder, env=environment(**extra), stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-
-
-def runs(folder: Path) -> Path: return folder / "outputs" / "smoke" / "runs"
-
-
-def records(folder: Path) -> dict[str, dict]:
-    "What finished stages left"
-    return {p.stem: json.loads(p.read_text()) for p in runs(folder).glob("*.json")
-            if p.name[0] != "." and not p.name.endswith(".failed.json")}
 
 
 def results(folder: Path) -> dict[str, str]:
@@ -97,40 +75,3 @@ def results(folder: Path) -> dict[str, str]:
     out = folder / "outputs" / "smoke"
     return {p.relative_to(out).as_posix(): p.read_text() for p in out.rglob("*")
             if p.is_file() and p.relative_to(out).parts[0] not in ("runs", "notebooks", "manifest.json")}
-
-
-def until(done, seconds: float = 60):
-    "Wait for something to become true"
-    end = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < end, "it took too long"
-        time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    "Processes below another, all the way down"
-    found = []
-    for each in Path("/proc").iterdir():
-        if not each.name.isdigit(): continue
-        try: parent = int((each / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, IndexError): continue
-        if parent == pid: found += [int(each.name), *children(int(each.name))]
-    return found
-
-
-def alive(pid: int) -> bool:
-    try: return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError: return False
-
-
-def kernels(pid: int) -> list[int]:
-    "The kernels below a process"
-    found = []
-    for child in children(pid):
-        try: line = Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError: continue
-        if b"ipykernel" in line: found.append(child)
-    return found
-
-
-def cpu_count() -> int: return len(os.sched_getaffinity(0))

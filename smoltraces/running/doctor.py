@@ -24,8 +24,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from .estimate import estimates, in_words
-from .execute import hardware
-from .run import cores
+from .execute import cores, hardware
 from .stages import plan
 from ..settings import FROM_FILE, InputError, Settings, load_settings, slug, versions
 from ..students.memory import Card, available, cards, doctor_rows, shape
@@ -121,7 +120,7 @@ def allowed_cores(
 
 def check_cores(cfg: Settings, limit: float | None = None) -> Check:
     "CPU cores"
-    n, limit = cores(cfg), allowed_cores() if limit is None else limit
+    n, limit = cores(), allowed_cores() if limit is None else limit
     if limit >= n: return Check("CPU", "ok", f"{n} {'core' if n == 1 else 'cores'}, {hardware()['cpu']}")
     jobs = max(1, int(limit / (cfg.threads or n)))
     return Check("CPU", "ok" if 0 < cfg.jobs <= jobs else "warn", f"{n} cores, of which a container's limit allows "
@@ -139,7 +138,7 @@ def check_ram() -> Check:
 def hours(cfg: Settings) -> float:
     "How long a whole run takes here, about"
     stages = plan(cfg)
-    at_once = max(1, min(cfg.jobs or math.inf, cores(cfg) // (cfg.threads or cores(cfg))))
+    at_once = max(1, min(cfg.jobs or math.inf, cores() // (cfg.threads or cores())))
     return sum(each.seconds for each in estimates(cfg, stages, {}).values()) / at_once / 3600
 
 
@@ -183,7 +182,7 @@ def disk_needs(
         if student.startswith("embedded/"): wanted[own] += 4 * s.parameters / 1e9 * (not (own / slug(student)).is_dir())
         elif not Path(student).is_dir() and not (hub / f"models--{slug(student)}" / "snapshots").is_dir():
             wanted[hub] += 2 * s.parameters / 1e9
-    wanted[results] += checkpoints * min(cfg.jobs or cores(cfg), len(cfg.students) * len(cfg.variants) * len(cfg.seeds))
+    wanted[results] += checkpoints * min(cfg.jobs or cores(), len(cfg.students) * len(cfg.variants) * len(cfg.seeds))
     return {folder: gb for folder, gb in wanted.items() if gb}
 
 
@@ -396,7 +395,7 @@ def advise(
         if not (blocked := obstacle(chosen, there)): break
         others[profile] = blocked
     others.pop(chosen.profile, None)
-    on = f"{len(there)} × {there[0].name}" if there else f"{cores(cfg)} {'core' if cores(cfg) == 1 else 'cores'}"
+    on = f"{len(there)} × {there[0].name}" if there else f"{cores()} {'core' if cores() == 1 else 'cores'}"
     made = (cfg._root / "Makefile").is_file()
     command = f"make reproduce PROFILE={chosen.profile}" if made else f"smoltraces reproduce --profile {chosen.profile}"
     usd = sum(each.usd or 0 for each in estimates(chosen, plan(chosen), {}).values())

@@ -19,12 +19,10 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from ..files import read_json
-from .artefacts import Artefacts
 from .estimate import Estimate, estimates, in_words
-from .execute import executed_path, failure_path, gpus, log_path
-from .locks import Locks, Owner, Pulse
-from .run import chosen, clock, cores, need
-from .stages import Stage, State, assess, by_records, plan, records
+from .execute import Holder, cores, executed_path, failure_path, gpus, holders, log_path
+from .run import chosen, clock, need
+from .stages import Stage, State, assess, plan, recorded, records, why_stale
 from ..settings import InputError, Settings, load_settings
 
 # %% ../../nbs/running/76_status.ipynb #80e9c8e8
@@ -46,7 +44,7 @@ class Preview:
     def at_once(self) -> float:
         "Stages that run side by side, by the cores they need"
         wanted = [need(self.cfg, line.stage, line.takes, len(gpus())).cpus for line in self.due]
-        return max(1.0, min(self.cfg.jobs or 1e9, cores(self.cfg) / (sum(wanted) / len(wanted)))) if wanted else 1.0
+        return max(1.0, min(self.cfg.jobs or 1e9, cores() / (sum(wanted) / len(wanted)))) if wanted else 1.0
 
     @property
     def seconds(self) -> float:
@@ -89,11 +87,10 @@ class Preview:
 def preview(
     cfg: Settings,
     only: str | None = None, # Part of a notebook's name
-    store: Artefacts | None = None, # Where the results are, if not in the run's folder
 ) -> Preview:
     "What `reproduce` would do"
-    stages, known = chosen(cfg, only), store.records() if store else records(cfg)
-    states, takes = assess(cfg, stages, known, here=store is None), estimates(cfg, stages, known)
+    stages, known = chosen(cfg, only), records(cfg)
+    states, takes = assess(cfg, stages, known), estimates(cfg, stages, known)
     return Preview(cfg, [Line(s, states[s.name], takes[s.name]) for s in stages])
 
 # %% ../../nbs/running/76_status.ipynb #b9adafd8
@@ -178,7 +175,7 @@ class Row(NamedTuple):
     state: str # running, failed, done, stale, to do
     seconds: float # Taken, or expected
     why: str = ""
-    owner: Owner | None = None
+    owner: Holder | None = None
     usd: float = 0.0
 
 
@@ -212,7 +209,7 @@ class Status:
         for row in self.of("running"):
             began = calendar.timegm(time.strptime(row.owner.began, "%Y-%m-%dT%H:%M:%SZ"))
             due += max(row.seconds - max(time.time() - began, 0), 0.05 * row.seconds)
-        at_once = len(self.of("running")) or self.cfg.jobs or cores(self.cfg)
+        at_once = len(self.of("running")) or self.cfg.jobs or cores()
         return due / at_once
 
     @property
@@ -251,26 +248,15 @@ class Status:
         return f"{self.summary()}\n\n{text}\n{''.join(failed)}"
 
 
-def _held(cfg: Settings, store: Artefacts | None, pulse: Pulse) -> dict[str, Owner]:
-    "Who is at which stage, by locks or leases; those that were seen to stand still hold nothing"
-    if store: return {name: owner for name, owner in store.leases().all().items() if not pulse.still(name, owner)}
-    folder = cfg.path("runs", ".locks")
-    locks, names = Locks(folder), [entry.name for entry in os.scandir(folder)] if folder.is_dir() else []
-    locks.pulse = pulse
-    return {name: owner for name in names if name[0] != "." and (owner := locks.holder(name))}
-
-
 def status(
     cfg: Settings,
-    store: Artefacts | None = None, # Where the results are, if not in the run's folder
-    pulse: Pulse | None = None, # Of who looks more than once
 ) -> Status:
     "How a run stands, from its files"
-    stages, known = plan(cfg), store.records() if store else records(cfg)
-    maker = {output: s.name for s in stages for output in s.outputs}
+    stages, known = plan(cfg), records(cfg)
+    hash_of = recorded(known)
     folder = cfg.path("runs")
     there = {entry.name for entry in os.scandir(folder)} if folder.is_dir() else set()
-    held, expected = _held(cfg, store, pulse or Pulse()), estimates(cfg, stages, known)
+    held, expected = holders(folder), estimates(cfg, stages, known)
 
     def row(stage: Stage) -> Row:
         takes, record = expected[stage.name].seconds, known.get(stage.name)
@@ -282,7 +268,7 @@ def status(
             except InputError: note = {"why": "its note is broken", "seconds": 0.0}
             return Row(stage, "failed", note["seconds"], note["why"], usd=usd)
         if record is None: return Row(stage, "to do", takes)
-        why = by_records(cfg, stage, known, maker)
+        why = why_stale(cfg, stage, record, hash_of)
         why = why.why if why else ""
         return Row(stage, "stale" if why else "done", takes if why else record["seconds"], why, usd=usd)
     return Status(cfg, [row(stage) for stage in stages])
@@ -315,14 +301,13 @@ def render(found: Status, most: int = 20):
     return Group(*parts, Text(found.summary()))
 
 
-def show(cfg: Settings, as_json: bool = False, watch: bool = False, artefacts: str = ""): # The URL of a store
+def show(cfg: Settings, as_json: bool = False, watch: bool = False):
     "Print how a run stands, once or until it is stopped"
-    store, pulse = Artefacts(cfg, artefacts) if artefacts else None, Pulse()
-    if as_json: return print(status(cfg, store).as_json())
+    if as_json: return print(status(cfg).as_json())
     from rich.console import Console
     from rich.live import Live
-    if not watch: return Console(highlight=False).print(render(status(cfg, store)))
-    with Live(render(status(cfg, store, pulse)), auto_refresh=False) as live:
+    if not watch: return Console(highlight=False).print(render(status(cfg)))
+    with Live(render(status(cfg)), auto_refresh=False) as live:
         while True:
             time.sleep(2)
-            live.update(render(status(cfg, store, pulse)), refresh=True)
+            live.update(render(status(cfg)), refresh=True)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from ..files import visible
 from ..schema import TEMPLATE, messages
 from ..settings import InputError
-from ..style.viewer import visible
 
 # %% ../../nbs/students/41_sequences.ipynb #2aef7790
 def _render(tokenizer, chat: list[dict[str, str]], student: str, **options) -> str:

@@ -1,8 +1,8 @@
-"""The smoke matrix through Ray against the built-in runner: python tests/benchmarks/engines.py [SEEDS] [ROUNDS] [cold]
+"""The smoke matrix through Ray against the built-in runner: python tests/benchmarks/engines.py [SEEDS] [ROUNDS]
 
 Whole runs, each in a project of its own, all in one go; before them one that does not count fills the caches. Every
 second round goes backwards, so that a machine that slows down or warms up favours none. Printed are medians, and
-whether the results of the first round are the same. With `cold` also the built-in runner without warm kernels."""
+whether the results of the first round are the same."""
 import os
 import shutil
 import subprocess
@@ -26,10 +26,9 @@ def seconds(folder: Path, seeds: str, *more: str) -> float:
     return time.perf_counter() - start
 
 
-def main(seeds: str = "0", rounds: str = "1", cold: str = ""):
+def main(seeds: str = "0", rounds: str = "1"):
     with tempfile.TemporaryDirectory() as folder:
         ways = {"built in": (), "Ray": ("--engine", "ray")}
-        if cold: ways["built in, kernels cold"] = "-s", "warm=false"
         taken = {name: [] for name in ways}
         seconds(Path(folder, "before"), "0")
         for k in range(int(rounds)):

@@ -3,16 +3,15 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import datasets
 import pandas as pd
 import pytest
 from conftest import SECRET, environment, project, smoltraces
+from kills import Background, runs
 
 from smoltraces.evaluation.evaluate import prediction_schema
 from smoltraces.files import sha256
@@ -114,23 +113,20 @@ def test_a_changed_setting_reruns_what_depends_on_it(smoke):
     assert shown.count("setting max_new_tokens changed") == 6, shown
 
 
+@pytest.mark.slow
 def test_killed_run_resumes_on_ray_to_the_same_results(smoke, tmp_path):
     folder = project(tmp_path)
-    command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke"]
-    run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    records = out(folder) / "runs"
-    while run.poll() is None and len(list(records.glob("3_finetune*-0.json"))) < 2: time.sleep(0.1)
-    time.sleep(5)  # into the next stages
-    run.send_signal(signal.SIGKILL)
-    run.wait()
-    finished = {p: p.read_text() for p in records.glob("[1-5]*.json")}
+    run = Background(folder)
+    run.until(lambda: len(list(runs(folder).glob("3_finetune*-0.json"))) >= 2 and
+              list(runs(folder).glob("[34]*.running.ipynb")))  # within other stages
+    run.kill()
+    finished = {p: p.read_text() for p in runs(folder).glob("[1-5]*.json")}
     assert 3 <= len(finished) < 15
-    time.sleep(5)  # kernels notice that their parent is gone
     done = smoltraces("reproduce", "--profile", "smoke", "--engine", "ray", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {p: p.read_text() for p in finished} == finished
     assert f"{15 - len(finished)} stages ran" in done.stdout
-    assert {p.name for p in out(folder).rglob(".*")} <= {".locks", ".mutex", ".hashes.json"}
+    assert {p.name for p in out(folder).rglob(".*")} <= {".locks", ".hashes.json"}
     for name in ["problems.parquet", *(f"data/{v}.parquet" for v in VARIANTS)]:
         assert (out(folder) / name).read_bytes() == (out(smoke) / name).read_bytes(), name
     pd.testing.assert_frame_equal(pd.read_parquet(out(folder) / "results.parquet"),
@@ -139,18 +135,14 @@ def test_killed_run_resumes_on_ray_to_the_same_results(smoke, tmp_path):
     assert same.returncode == 0, same.stdout + same.stderr
 
 
-def test_ctrl_c_stops_at_once_and_says_how_to_go_on(tmp_path):
+@pytest.mark.slow
+def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
     folder = project(tmp_path)
-    command = [str(Path(sys.executable).parent / "smoltraces"), "reproduce", "--profile", "smoke"]
-    run = subprocess.Popen(command, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                           text=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
-    # a shell that starts the tests in the background would have them ignore Ctrl-C
-    while run.poll() is None and not list((out(folder) / "runs").glob("2_*rs.json")): time.sleep(0.1)
-    time.sleep(2)
-    run.send_signal(signal.SIGINT)
-    _, said = run.communicate(timeout=40)
-    assert run.returncode == 130 and "the same command goes on" in said, said
-    done = {p.name for p in (out(folder) / "runs").glob("[1-5]*.json")}
+    run = Background(folder)
+    run.until((runs(folder) / "2_analyse_traces-teachers.json").exists)
+    run.interrupt()
+    assert run.end() == 130 and "the same command goes on" in run.err, run.err
+    done = {p.name for p in runs(folder).glob("[1-5]*.json")}
     assert {"1_build_data.json", "2_analyse_traces-teachers.json"} <= done and len(done) < 15
 
 

@@ -4,7 +4,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,12 +12,12 @@ from pathlib import Path
 import nbformat
 import pytest
 from conftest import SECRET, smoltraces
-from light import kernels, light, records, results, runs, start, until
+from kills import Background, kernels, kill_driver, kill_one, records, runs, survives, until
+from light import light, results
 
-from smoltraces.running.execute import StageError
-from smoltraces.running.locks import Locks
-from smoltraces.running.run import Need, Room, Threads
-from smoltraces.running.stages import assess, plan
+from smoltraces.running.execute import Held, StageError, hold, holders
+from smoltraces.running.run import Need, Resources, Threads
+from smoltraces.running.stages import assess, plan, recorded
 from smoltraces.settings import load_settings
 
 FEW = ("--variants", "SBS,ST", "--seeds", "0:2")  # 13 stages
@@ -127,25 +126,26 @@ def test_the_tree_is_for_people(whole):
     assert re.search(r"5_figures +stale \(setting seeds", shown) and "165 stages: " in shown, shown
 
 
-def test_room_is_given_back_and_never_overdrawn():
-    numbers, room, taken = random.Random(0), Room(8, 32, (24.0, 24.0)), {}
+def test_resources_are_given_back_and_never_overdrawn():
+    numbers, resources, taken = random.Random(0), Resources(8, 32, (24.0, 24.0)), {}
     for k in range(2000):
         if taken and numbers.random() < 0.5:
             name = numbers.choice(list(taken))
-            room.give(name)
+            resources.release(name)
             del taken[name]
         need = Need(numbers.choice([1, 2, 4]), numbers.choice([2, 8, 30]), numbers.choice([0, 1, 1, 2]),
                     numbers.choice([4.0, 10.0, 24.0]))
-        alone, chosen = not taken, room.take(str(k), need)
+        alone, chosen = not taken, resources.take(str(k), need)
         if chosen is not None: taken[str(k)] = need
         assert alone <= (chosen is not None) and len(chosen or []) in (0, need.gpus)
-        if len(taken) > 1: assert room.cpus >= 0 and room.ram_gb >= 0 and min(room.gpus) >= 0
-    for name in taken: room.give(name)
-    assert (room.cpus, room.ram_gb, room.gpus) == (8, 32, [24.0, 24.0])
+        if len(taken) > 1: assert resources.cpus >= 0 and resources.ram_gb >= 0 and min(resources.gpus) >= 0
+    for name in taken: resources.release(name)
+    assert (resources.cpus, resources.ram_gb, resources.gpus) == (8, 32, [24.0, 24.0])
 
 
 # failures
 
+@pytest.mark.slow
 def test_a_failure_stops_nobody_else(tmp_path):
     folder = light(tmp_path / "p")
     done = run(folder, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW="raise ValueError('spoilt by hand')")
@@ -176,23 +176,31 @@ def test_max_failures(tmp_path):
 
 FATES = {("SBS", 0): ("os.kill(os.getpid(), 9)", "its kernel was killed by signal 9, as happens when memory runs out"),
          ("SBS", 1): ("os.kill(os.getpid(), 11)", "its kernel was killed by signal 11"),
-         ("ST", 0): ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("ST", 1): ("sys.exit(3)", "SystemExit"),
-         ("Base", 0): ("time.sleep(600)", "it took longer than time_limit = 0.4 minutes: raise that")}
+         ("ST", 0): ("raise KeyboardInterrupt", "KeyboardInterrupt"), ("ST", 1): ("sys.exit(3)", "SystemExit")}
 
 
+@pytest.mark.slow
 def test_how_notebooks_may_end(tmp_path):
     "All of them badly, each in its way; what needs none of them goes on"
     folder = light(tmp_path / "p")
     how = f"exec({ {k: how for k, (how, _) in FATES.items()} !r}[variant, seed])"
-    done = run(folder, *FEW, "-s", "time_limit=0.4", LIGHT_SPOIL="'variant' in globals()", LIGHT_HOW=how)
-    assert done.returncode == 1 and "5 of 13 stages failed and 4 that need them did not run" in done.stderr, done.stderr
-    assert set(records(folder)) == {name for name in ALL if name[0] in "125"}
+    spoil = "'variant' in globals() and variant != 'Base'"
+    done = run(folder, *FEW, LIGHT_SPOIL=spoil, LIGHT_HOW=how)
+    assert done.returncode == 1 and "4 of 13 stages failed and 4 that need them did not run" in done.stderr, done.stderr
+    assert set(records(folder)) == {name for name in ALL if name[0] in "125" or "Base" in name}
     assert not list(runs(folder).glob("*.running.ipynb"))
     for (variant, seed), (_, words) in FATES.items():
-        name = f"{'4_evaluate' if variant == 'Base' else '3_finetune'}-embedded--random-llama-{variant}-seed-{seed}"
+        name = f"3_finetune-embedded--random-llama-{variant}-seed-{seed}"
         page = (folder / f"outputs/smoke/notebooks/{name}.ipynb").read_text()
         assert 'id=\\"papermill-error-cell\\"' in page and '\\"#papermill-error-cell\\"' in page, name
         assert words in json.loads((runs(folder) / f"{name}.failed.json").read_text())["why"], name
+
+
+def test_a_stage_that_takes_too_long(tmp_path):
+    folder = light(tmp_path / "p")
+    done = run(folder, "--only", "1_build", "-s", "time_limit=0.05", LIGHT_SECONDS="600")
+    why = json.loads((runs(folder) / "1_build_data.failed.json").read_text())["why"]
+    assert done.returncode == 1 and why == "it took longer than time_limit = 0.05 minutes: raise that."
 
 
 def test_errors_survive_a_trip_to_another_process():
@@ -203,6 +211,7 @@ def test_errors_survive_a_trip_to_another_process():
 
 # stops and kills
 
+@pytest.mark.slow
 def test_ctrl_c_while_kernels_start_is_no_failure(tmp_path):
     folder, slow = light(tmp_path / "p"), tmp_path / "slow"
     slow.mkdir()
@@ -210,12 +219,11 @@ def test_ctrl_c_while_kernels_start_is_no_failure(tmp_path):
 import os, sys, time
 if "ipykernel_launcher" in " ".join(sys.orig_argv):
     open({str(slow / "begun")!r}, "w").close()
-    time.sleep(60)""")
-    process = start(folder, *FEW, PYTHONPATH=str(slow))
-    until((slow / "begun").exists)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130 and "the same command goes on" in said and "FAILED" not in said, said
+    time.sleep(600)""")
+    process = Background(folder, *FEW, PYTHONPATH=f"{slow}:{os.environ.get('PYTHONPATH', '')}")
+    process.until((slow / "begun").exists)
+    process.interrupt()
+    assert process.end() == 130 and "the same command goes on" in process.err and "FAILED" not in process.err
     assert not list(runs(folder).glob("*.failed.json"))
 
 
@@ -225,7 +233,7 @@ def test_a_kernel_that_dies_as_it_starts(tmp_path):
     (slow / "sitecustomize.py").write_text("""
 import os, sys
 if "ipykernel_launcher" in " ".join(sys.orig_argv): os.kill(os.getpid(), 9)""")
-    done = run(folder, *FEW, PYTHONPATH=str(slow))
+    done = run(folder, *FEW, PYTHONPATH=f"{slow}:{os.environ.get('PYTHONPATH', '')}")
     assert done.returncode == 1 and "killed by signal 9, as happens when memory runs out" in done.stderr, done.stderr
     page = json.loads((folder / "outputs/smoke/notebooks/1_build_data.ipynb").read_text())["cells"]
     at = [k for k, cell in enumerate(page) if "papermill-error-cell-tag" in cell["metadata"].get("tags", [])]
@@ -233,99 +241,90 @@ if "ipykernel_launcher" in " ".join(sys.orig_argv): os.kill(os.getpid(), 9)""")
     assert at == [0, code[0] - 1], "it shows another place than the first cell"
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_a_second_one_does_not_wait(tmp_path):
     folder = light(tmp_path / "p")
-    slow = dict(LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW="""
-try: time.sleep(60)
+    out = folder / "outputs/smoke"
+    how = """
+try:
+    put("asleep.txt", "yes")
+    time.sleep(600)
 except KeyboardInterrupt:
-    time.sleep(2)
+    wait_for("go")
     put("saved.txt", "yes")
-    raise""")
-    begun = "begin embedded/random-llama SBS 0"
-
-    def asleep():
-        log = runs(folder) / "3_finetune-embedded--random-llama-SBS-seed-0.log"
-        return log.exists() and begun in log.read_text()
-    first = start(folder, *FEW, **slow)
-    until(asleep)
-    time.sleep(1)
-    first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=30)
-    assert first.returncode == 130 and "being saved" in said and "the same command goes on" in said, said
-    assert (folder / "outputs/smoke/saved.txt").read_text() == "yes"
-    assert not list(runs(folder).glob("*.failed.json")) and not os.listdir(runs(folder) / ".locks")[1:]
-    (folder / "outputs/smoke/saved.txt").unlink()
-    (runs(folder) / "3_finetune-embedded--random-llama-SBS-seed-0.log").unlink()
-    second = start(folder, *FEW, **slow)
-    until(asleep)
-    time.sleep(1)
-    second.send_signal(signal.SIGINT)
-    time.sleep(0.5)
-    second.send_signal(signal.SIGINT)
-    _, said = second.communicate(timeout=30)
-    assert second.returncode == 130 and "stopped at once" in said, said
-    assert not (folder / "outputs/smoke/saved.txt").exists()
+    raise"""
+    first = Background(folder, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW=how)
+    first.until((out / "asleep.txt").exists)
+    first.interrupt()
+    first.until_it_prints("being saved")
+    (folder / "go").touch()
+    assert first.end() == 130 and "the same command goes on" in first.err, first.err
+    assert (out / "saved.txt").exists() and not list(runs(folder).glob("*.failed.json")) and not holders(runs(folder))
+    for name in ("saved.txt", "asleep.txt"): (out / name).unlink()
+    (folder / "go").unlink()
+    second = Background(folder, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW=how)
+    second.until((out / "asleep.txt").exists)
+    second.interrupt()
+    second.until_it_prints("being saved")
+    second.interrupt()
+    assert second.end() == 130 and "stopped at once" in second.err, second.err
+    assert not (out / "saved.txt").exists()
     done = run(folder, *FEW)
     assert done.returncode == 0 and set(records(folder)) == ALL, done.stderr
 
 
-@pytest.mark.parametrize("whom", ["driver", "kernel"])
-def test_ten_kills_at_random_moments(whole, tmp_path, whom):
-    folder, numbers, kept, killed = light(tmp_path / "p"), random.Random(whom), {}, 0
-    for _ in range(40):
-        process = start(folder, *FEW)
-        while killed < 10 and process.poll() is None:
-            time.sleep(numbers.uniform(1, 5))
-            if process.poll() is not None: break
-            if whom == "driver": process.kill()
-            elif pids := kernels(process.pid): os.kill(numbers.choice(pids), 9)
-            else: continue
-            killed += 1
-        process.communicate(timeout=120)
-        now = records(folder)
-        assert {name: now[name] for name in kept} == kept, "a finished stage ran again"
-        kept = {name: record for name, record in now.items() if not name.startswith(("2_analyse_traces-s", "5"))}
-        if process.returncode: continue
-        assert results(folder) == results(whole)
-        if killed == 10: break
-        shutil.rmtree(folder / "outputs")  # it ended before all were killed: once more
-        kept = {}
-    assert process.returncode == 0 and killed == 10
-    until(lambda: not [p for p in (folder / "outputs").rglob(".*.partial")])
+def kill_kernel(run: Background, numbers: random.Random) -> bool: return kill_one(kernels(run.pid), numbers)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [kill_driver, kill_kernel])
+def test_ten_kills_at_random_moments(whole, tmp_path, kill):
+    folder = light(tmp_path / "p")
+    survives(lambda: Background(folder, *FEW), kill, lambda folder: shutil.rmtree(folder / "outputs"), kill.__name__)
+    assert results(folder) == results(whole)
+    left = [p.name for p in (folder / "outputs").rglob(".*.partial")]
+    assert [name for name in left if not name.startswith(("..hashes", ".manifest"))] == []  # of a stage
+
+
+@pytest.mark.slow
 def test_two_runs_share_a_folder(whole, tmp_path):
     folder = light(tmp_path / "p")
-    both = [start(folder, *FEW, LIGHT_SECONDS="1") for _ in range(2)]
-    said = [process.communicate(timeout=180) for process in both]
-    assert [p.returncode for p in both] == [0, 0], said
-    ran = sum(int(re.search(r"(\d+) stages ran", out)[1]) for out, _ in said)
-    assert ran == 13 and "held by process" in said[0][1] + said[1][1], said
+    first = Background(folder, *FEW, LIGHT_SPOIL="'variant' not in globals()", LIGHT_HOW="wait_for('go')")
+    first.until((runs(folder) / ".locks" / "1_build_data.json").exists)
+    second = Background(folder, *FEW)
+    second.until_it_prints(f"1_build_data: held by process {first.pid} on ")
+    (folder / "go").touch()
+    assert [first.end(), second.end()] == [0, 0], first.err + second.err
+    assert sum(int(re.search(r"(\d+) stages ran", each.out)[1]) for each in (first, second)) == 13
     assert results(folder) == results(whole)
 
 
-def test_a_lock_of_a_dead_machine_is_taken_over(tmp_path):
+@pytest.mark.slow
+def test_a_lock_of_a_lost_machine_is_taken_over(tmp_path):
+    "It holds as long as its heartbeat goes on, and no longer"
     folder = light(tmp_path / "p")
-    cfg = load_settings("smoke", folder)
-    locks = cfg.path("runs", ".locks")
-    locks.mkdir(parents=True)
-    other = {"host": "node7", "pid": 7, "machine": "gone", "began": "2030-01-01T00:00:00Z", "beat": 4}
-    (locks / "1_build_data").write_text(json.dumps(other))
-    process = start(folder, "--only", "1_build")
-    _, said = process.communicate(timeout=90)
-    assert process.returncode == 0 and "held by process 7 on node7" in said and "1_build_data" in records(folder), said
+    note = runs(folder) / ".locks" / "1_build_data.json"
+    note.parent.mkdir(parents=True)
+    note.write_text(json.dumps({"host": "node7", "pid": 7, "machine": "gone", "began": "2030-01-01T00:00:00Z"}))
+    process = Background(folder, "--only", "1_build")
+
+    def told() -> bool:
+        os.utime(note)  # its heartbeat
+        return "held by process 7 on node7, since 00:00 UTC; waiting for it" in process.err
+    process.until(told)
+    os.utime(note, (time.time() - 60,) * 2)
+    assert process.end() == 0 and "1_build_data" in records(folder), process.err
 
 
 def test_a_stop_while_stages_are_handed_out(tmp_path):
     cfg = load_settings("smoke", light(tmp_path / "p"))
     first = plan(cfg)[0]
-    engine = Threads(cfg, {}, {first.name: Need(1, 1, 0, 0)}, lambda stage: None)
-    engine.stop()  # between the look whether to stop and this
-    assert engine.submit(first)
-    end = time.monotonic() + 60
-    while not (ended := engine.wait(1)): assert time.monotonic() < end
-    assert ended[0][1].kind == "Stopped" and not records(cfg._root)
-    engine.close()
+    executor = Threads(cfg, {}, {first.name: Need(1, 1, 0, 0)})
+    executor.stop()  # between the look whether to stop and this
+    assert executor.submit(first)
+    ended = until(lambda: executor.wait(1))
+    assert ended[0][1].kind == "Stopped" and not records(cfg.root)
+    executor.close()
 
 
 def test_the_gpus_that_a_run_may_use(tmp_path, monkeypatch):
@@ -335,10 +334,10 @@ def test_the_gpus_that_a_run_may_use(tmp_path, monkeypatch):
     monkeypatch.setattr("smoltraces.running.run.attempt", lambda *a, environment, **how: given.append(environment))
     cfg = load_settings("smoke", light(tmp_path / "p"), jobs=2)
     stages = [s for s in plan(cfg) if s.notebook == "3_finetune"][:2]
-    engine = Threads(cfg, {}, {s.name: Need(1, 1, 1, 80) for s in stages}, lambda stage: None)
-    assert all(map(engine.submit, stages))
-    while engine.futures: engine.wait(1)
-    engine.close()
+    executor = Threads(cfg, {}, {s.name: Need(1, 1, 1, 80) for s in stages})
+    assert all(map(executor.submit, stages))
+    while executor.futures: executor.wait(1)
+    executor.close()
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in given) == ["2", "GPU-3"]
 
 
@@ -346,22 +345,23 @@ def test_records_alone_tell_of_stages_that_are_not_asked_for(whole):
     cfg = load_settings("smoke", whole, variants="SBS,ST", seeds="0:2")
     known = {name: dict(record) for name, record in records(whole).items()}
     tunes = [s for s in plan(cfg) if s.notebook == "3_finetune"]
-    assert {s.state for s in assess(cfg, tunes, known, here=False).values()} == {"done"}
+    assert {s.state for s in assess(cfg, tunes, known, recorded(known)).values()} == {"done"}
     known["1_build_data"]["outputs"] = {**known["1_build_data"]["outputs"], "data/ST.parquet": "another"}
-    states = assess(cfg, tunes, known, here=False)
+    states = assess(cfg, tunes, known, recorded(known))
     assert {states[s.name].state for s in tunes if s.parameters["variant"] == "ST"} == {"stale"}
     assert {states[s.name].state for s in tunes if s.parameters["variant"] == "SBS"} == {"done"}
 
 
+@pytest.mark.slow
 def test_status_from_another_process(tmp_path):
     folder = light(tmp_path / "p")
-    process = start(folder, *FEW, LIGHT_SECONDS="3")
-    until(lambda: list(runs(folder).glob("3_*.running.ipynb")))
+    process = Background(folder, *FEW, LIGHT_SPOIL="'variant' in globals()", LIGHT_HOW="wait_for('go')")
+    process.until(lambda: any(name.startswith("4_") for name in holders(runs(folder))))
     shown = json.loads(smoltraces("status", "--profile", "smoke", *FEW, "--json", cwd=folder).stdout)
     running = [row for row in shown["stages"] if row["state"] == "running"]
-    assert running and f"process {process.pid} on" in running[0]["owner"] and shown["remaining_seconds"] > 0
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    assert running and f"process {process.pid} on" in running[0]["owner"]
+    process.interrupt()
+    assert process.end() == 130
     shown = json.loads(smoltraces("status", "--profile", "smoke", *FEW, "--json", cwd=folder).stdout)
     assert {row["state"] for row in shown["stages"]} == {"done", "to do"} and shown["usd"] == 1.0
 
@@ -383,6 +383,7 @@ def disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder / "outputs")], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk(disk):
     big = "from smoltraces.files import write_text; write_text(cfg.path('filler'), 'x' * 4_000_000)"
     done = run(disk, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW=big)
@@ -393,6 +394,7 @@ def test_a_full_disk(disk):
     assert done.returncode == 0 and set(records(disk)) == ALL, done.stderr
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_to_the_last_byte(disk):
     assert run(disk, "--only", "1_build").returncode == 0
     with open(disk / "outputs" / "filler", "wb", buffering=0) as f, pytest.raises(OSError):
@@ -424,26 +426,44 @@ def test_dates_of_tomorrow_and_yesterday(copied):
     assert {s.state for s in assess(cfg, plan(cfg)).values()} == {"done"}
 
 
+@pytest.mark.slow
 def test_a_lock_is_exclusive_across_processes(tmp_path):
-    code = ("import sys; from pathlib import Path; from smoltraces.running.locks import Locks\n"
-            "locks = Locks(Path(sys.argv[1]))\n"
+    code = ("import sys; from pathlib import Path; from smoltraces.running.execute import Held, hold\n"
             "for _ in range(300):\n"
-            "    if locks.take('x') is None:\n"
-            "        f = Path(sys.argv[1], 'count'); n = int(f.read_text()); f.write_text(str(n + 1))\n"
-            "        print('mine'); locks.give('x')")
+            "    try:\n"
+            "        with hold(Path(sys.argv[1]), 'x'):\n"
+            "            f = Path(sys.argv[1], 'count'); n = int(f.read_text()); f.write_text(str(n + 1))\n"
+            "            print('mine')\n"
+            "    except Held: pass")
     (tmp_path / "count").write_text("0")
     three = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
              for _ in range(3)]
-    taken = sum(p.communicate()[0].count("mine") for p in three)
+    times = sum(p.communicate()[0].count("mine") for p in three)
     assert [p.returncode for p in three] == [0, 0, 0]
-    assert int((tmp_path / "count").read_text()) == taken > 0  # no update was lost
-    mine = Locks(tmp_path)
-    assert mine.take("x") is None and Locks(tmp_path).take("x").pid == os.getpid()
-    mine.close()
+    assert int((tmp_path / "count").read_text()) == times > 0  # no update was lost
+
+
+def test_who_holds_a_lock(tmp_path):
+    with hold(tmp_path, "x"):
+        assert holders(tmp_path)["x"].pid == os.getpid()
+        with pytest.raises(Held, match=f"held by process {os.getpid()} on "), hold(tmp_path, "x"): pass
+        os.utime(tmp_path / ".locks" / "x.json", (0, 0))
+        assert not holders(tmp_path)  # no heartbeat
+    with hold(tmp_path, "x"): pass
+    code = ("import sys; from pathlib import Path; from smoltraces.running.execute import hold\n"
+            "with hold(Path(sys.argv[1]), 'x'): print('mine', flush=True); input()")
+    dead = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            text=True)
+    assert dead.stdout.readline() == "mine\n" and holders(tmp_path)["x"].pid == dead.pid
+    dead.kill()
+    dead.communicate()
+    assert not holders(tmp_path)  # its process has gone
+    with hold(tmp_path, "x"): assert holders(tmp_path)["x"].pid == os.getpid()
 
 
 # secrets
 
+@pytest.mark.slow
 def test_a_key_that_leaks_everywhere_is_nowhere(tmp_path):
     folder, hidden = light(tmp_path / "p"), "sk-from-a-file-42"
     (folder / ".env").write_text(f"SERVICE_LOGIN={hidden}\n")
@@ -472,16 +492,16 @@ def test_a_key_in_place_of_its_name(tmp_path):
     assert done.returncode == 2 and ".env, line 1 is no NAME=value" in done.stderr and SECRET not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_key_survives_no_kill(tmp_path):
     folder = light(tmp_path / "p")
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    leak = "print(os.environ['PLANTED_API_KEY'], flush=True); time.sleep(60)"
-    process = start(folder, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW=leak, TMPDIR=str(scratch))
+    leak = "print(os.environ['PLANTED_API_KEY'], flush=True); time.sleep(600)"
+    process = Background(folder, *FEW, LIGHT_SPOIL=TUNES_SBS, LIGHT_HOW=leak, TMPDIR=str(scratch))
     log = runs(folder) / "3_finetune-embedded--random-llama-SBS-seed-0.log"
-    until(lambda: log.exists() and "[PLANTED_API_KEY]" in log.read_text())
+    process.until(lambda: log.exists() and "[PLANTED_API_KEY]" in log.read_text())
     process.kill()
-    process.communicate()
     left = [p for base in (folder, scratch) for p in base.rglob("*") if p.is_file()]
     assert [p for p in left if SECRET.encode() in p.read_bytes()] == []
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from conftest import ROOT, environment
 from families import FAMILIES
-from light import alive, children, until
+from kills import alive, children, until
 
 from smoltraces.files import write_json
 from smoltraces.settings import InputError, load_settings
