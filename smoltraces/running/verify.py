@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
@@ -29,6 +29,7 @@ from ..files import read_json, sha256, visible
 from ..settings import BENCHMARK_NAMES, InputError, benchmark_name
 
 # %% ../../nbs/running/77_verify.ipynb #17bc88e1
+@cache
 def inside(
     name: str, # e.g. data/ST.parquet
 ) -> bool:
