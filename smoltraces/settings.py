@@ -11,6 +11,7 @@ __all__ = ['BENCHMARK_NAMES', 'NamesOrNone', 'Names', 'Variant', 'Variants', 'Be
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
 import difflib
+import importlib
 import os
 import re
 from collections.abc import Iterable
@@ -383,3 +384,4 @@ class Lazy:
     "A module that is imported when something of it is first used"
     def __init__(self, name: str): self.name = name
     def __getattr__(self, attribute: str): return getattr(import_module(self.name), attribute)
+

@@ -247,7 +247,7 @@ class _Task(NamedTuple):
     columns: dict # student, variant, seed, benchmark: what the predictions begin with
 
 def _task(cfg: Settings, backend: Backend, spec: str, student: str, variant: str, seed: int) -> _Task:
-    rows = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg._root)
+    rows = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg.root)
     config = task_config(spec, rows, cfg.max_new_tokens, cfg.eval_samples, cfg.eval_temperature, cfg.eval_top_p)
     name = benchmark_name(spec)
     file = cfg.path("predictions", slug(student), variant, f"seed-{seed}", f"{name}.parquet")

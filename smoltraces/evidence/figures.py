@@ -225,7 +225,7 @@ def show_answers(
     from IPython.display import HTML
     spec = next((s for s in cfg.benchmarks if not BENCHMARKS[benchmark_name(s)].sealed), None)
     if spec is None: return HTML("<p>These benchmarks ask not to be shown.</p>")
-    problems = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg._root)
+    problems = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg.root)
     questions = {row["id"]: user_text(row) for row in problems.to_dict("records")}
     rows = predictions[predictions["benchmark"] == benchmark_name(spec)]
     answers = []

@@ -48,7 +48,7 @@ def notebook_cells(
     notebook: str = "5_figures",
 ) -> dict[str, tuple[str, str]]: # By tag: the cell's id, and the heading that it stands under
     "The tagged cells of an experiment notebook"
-    source = cfg._root / "nbs" / "experiments" / f"{notebook}.ipynb" # papermill keeps its cells' ids
+    source = cfg.root / "nbs" / "experiments" / f"{notebook}.ipynb" # papermill keeps its cells' ids
     if not source.is_file(): source = cfg.path("notebooks", f"{notebook}.ipynb")
     cells, heading = {}, ""
     for cell in read_json(source)["cells"] if source.is_file() else []:
@@ -246,7 +246,7 @@ def questions(
         name = benchmark_name(spec)
         ids = set(rows.problem_id[rows.benchmark == name])
         if not ids or BENCHMARKS[name].sealed: continue
-        try: problems = load_benchmark(spec, cfg.path("problems.parquet"), True, cfg._root)
+        try: problems = load_benchmark(spec, cfg.path("problems.parquet"), True, cfg.root)
         except InputError: continue
         texts |= {(name, p["id"]): question_text(p) for p in problems[problems.id.isin(ids)].to_dict("records")}
     return texts
@@ -292,7 +292,7 @@ def excerpts(
 # %% ../../nbs/evidence/65_report.ipynb #bd43a1d0
 def settings_table(cfg: Settings) -> pd.DataFrame: # setting, value, changed (2: from the profile, 1: from [DEFAULT], 0)
     "Every setting, with its value in the profile and in [DEFAULT] where that differs; the changed ones first"
-    file = cfg._root / "settings.ini"
+    file = cfg.root / "settings.ini"
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(file if file.is_file() else find_settings(), encoding="utf-8")
     defaults, profile = ini.defaults(), dict(ini[cfg.profile]) if cfg.profile in ini else {}
@@ -303,9 +303,9 @@ def settings_table(cfg: Settings) -> pd.DataFrame: # setting, value, changed (2:
         if key in ("profile", "out"): continue
         value = getattr(cfg, key)
         changed = 2 if value != in_profile[key] else 1 if key not in defaults or value != in_default[key] else 0
-        rows.append({"setting": key, "value": public(value, cfg._root), "changed": changed,
-                     "profile": public(in_profile[key], cfg._root) if changed == 2 else "",
-                     "default": public(in_default[key], cfg._root) if key in defaults and changed else "",
+        rows.append({"setting": key, "value": public(value, cfg.root), "changed": changed,
+                     "profile": public(in_profile[key], cfg.root) if changed == 2 else "",
+                     "default": public(in_default[key], cfg.root) if key in defaults and changed else "",
                      "meaning": field.description})
     return pd.DataFrame(rows).sort_values("changed", ascending=False, kind="stable", ignore_index=True)
 
@@ -316,7 +316,7 @@ def _settings_section(cfg: Settings) -> dict[str, pd.DataFrame]:
     return {"changed": changed.drop(columns=[c for c in ("profile", "default") if not changed[c].any()]),
             "others": rows.loc[rows.changed == 0, ["setting", "value", "meaning"]],
             "own": pd.DataFrame([{"for": public(name), "setting": key, "value": public(value)}
-                                 for name, keys in cfg._own.items() for key, value in keys.items()])}
+                                 for name, keys in cfg.sections.items() for key, value in keys.items()])}
 
 # %% ../../nbs/evidence/65_report.ipynb #089ef751
 def stage_records(

@@ -350,10 +350,10 @@ _removed_schema = pa.schema([(c, pa.string()) for c in ("id", "corpus", "source"
 
 def _from_corpora(cfg: Settings) -> pd.DataFrame:
     held = embedded_problems(cfg.tasks, 0, cfg.n_test, cfg.n_hard, cfg.data_seed)
-    specs = [parse(text, cfg._root) for text in cfg.corpora]
+    specs = [parse(text, cfg.root) for text in cfg.corpora]
     if len({s.corpus.name for s in specs}) < len(specs):
         raise InputError(f"corpora = {', '.join(cfg.corpora)} names a corpus twice: name each once.")
-    questions = [q for text in cfg.decontaminate for q in load_questions(text, cfg.offline, cfg._root)]
+    questions = [q for text in cfg.decontaminate for q in load_questions(text, cfg.offline, cfg.root)]
     pool, removed, funnel = gather(specs, set(held.id), questions, cfg.overlap_words, cfg.overlap_least,
                                    cfg.near_duplicate, cfg.offline)
     if pool.empty:

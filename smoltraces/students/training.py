@@ -397,7 +397,7 @@ def _end_with_parent():
 def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path, show) -> dict:
     "`_train` in as many processes as there are devices"
     rows.to_pickle(scratch / "rows.pickle")
-    write_json(scratch / "job.json", {"settings": cfg.model_dump(mode="json"), "root": str(cfg._root.resolve()),
+    write_json(scratch / "job.json", {"settings": cfg.model_dump(mode="json"), "root": str(cfg.root.resolve()),
                                       "student": student, "variant": variant, "seed": seed})
     for name in ("rows.json", "facts.json", "error.json"): (scratch / name).unlink(missing_ok=True)
     n = layout(cfg).processes
@@ -436,7 +436,7 @@ def worker():
     scratch = Path(sys.argv[1])
     job = read_json(scratch / "job.json")
     cfg = Settings(**job["settings"])
-    cfg._root = Path(job["root"])
+    cfg.root = Path(job["root"])
     prepare(cfg)
     # where several processes on a CPU go on from a checkpoint, transformers has torch load to cpu:0
     register_package(11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)

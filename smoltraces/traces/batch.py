@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 
 from filelock import FileLock, Timeout
 
-from ..files import _short, atomic
+from ..files import atomic, short_path
 from ..settings import InputError
 from .client import Callback, Endpoint, RequestSource, Totals, read_completion, read_error
 from .store import Request, Response, Store
@@ -404,7 +404,7 @@ def ask_batch(
         with bar, FileLock(store.path.with_name(f".{store.path.name}-batch.lock"), timeout=0):
             _go(run, poll_seconds, wait, bar)
     except Timeout:
-        raise InputError(f"Another run looks after the batches of {_short(store.path)}: wait for it, or stop "
+        raise InputError(f"Another run looks after the batches of {short_path(store.path)}: wait for it, or stop "
                          "it.") from None
     source.totals.seconds = time.monotonic() - began
     if run.refusal: raise InputError(run.refusal)

@@ -28,7 +28,7 @@ from operator import length_hint
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from ..files import _short
+from ..files import short_path
 from ..settings import InputError
 from .store import Request, Response, Store
 
@@ -332,7 +332,7 @@ class OutOfBudget(InputError):
     "The next request could cost more than the budget leaves"
 
     def __init__(self, store: Store, budget_usd: float):
-        super().__init__(f"The answers in {_short(store.path)} cost ${store.cost():.4f}, and the next could exceed the "
+        super().__init__(f"The answers in {short_path(store.path)} cost ${store.cost():.4f}, and the next could exceed the "
                          f"budget of ${budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
 
@@ -633,7 +633,7 @@ class _Run(_Tasks):
         longest = max(5 * (max_tokens(r) or 16000) for r in requests) # bytes
         size = (self.endpoint.in_flight + self.ahead) * longest * 2 + (1 << 20)
         if not self.source.store.reserve_disk(size):
-            file = _short(self.source.store.path)
+            file = short_path(self.source.store.path)
             raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside {file}): "
                              "free some and run again; every answer so far is kept.")
 

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from weakref import WeakSet
 
-from ..files import _short, parquet_rows, parquet_writer
+from ..files import parquet_rows, parquet_writer, short_path
 from ..settings import InputError
 
 # %% ../../nbs/traces/30_store.ipynb #cdef6079
@@ -115,16 +115,16 @@ def _plain_errors(path: Path):
     try: yield
     except sqlite3.Error as e:
         mend = next(mend for word, mend in _MENDS.items() if word in str(e))
-        raise InputError(mend.format(name=_short(path), error=e)) from e
+        raise InputError(mend.format(name=short_path(path), error=e)) from e
 
 
 def _check_layout(db: sqlite3.Connection, path: Path):
     application, version, tables = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version", "schema_version"))
     if application != _APPLICATION and (application or version or tables):
-        raise InputError(f"{_short(path)} belongs to another program: name another file for the store.")
+        raise InputError(f"{short_path(path)} belongs to another program: name another file for the store.")
     if application and version != _VERSION:
-        raise InputError(f"{_short(path)} was written by another version of smoltraces (layout {version}, here "
+        raise InputError(f"{short_path(path)} was written by another version of smoltraces (layout {version}, here "
                          f"{_VERSION}): export it to Parquet with that version and merge the export.")
 
 
@@ -141,7 +141,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     try:
         _check_layout(db, path)
         if _write_ahead(db) != "wal":
-            raise InputError(f"{_short(path)} lies on a file system that SQLite cannot share: keep it on a local disk.")
+            raise InputError(f"{short_path(path)} lies on a file system that SQLite cannot share: keep it on a local disk.")
         db.execute("PRAGMA synchronous=FULL")
         db.execute("PRAGMA wal_autocheckpoint=4000") # pages of 4 KB
         db.execute("BEGIN IMMEDIATE")
@@ -157,7 +157,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     if db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION: return db
     db.close()
-    raise InputError(f"{_short(path)} is not a store of answers: name a store or an export of one.")
+    raise InputError(f"{short_path(path)} is not a store of answers: name a store or an export of one.")
 
 # %% ../../nbs/traces/30_store.ipynb #7adf7f6c
 _RESPONSE = ", ".join(f.name for f in fields(Response))
@@ -398,11 +398,11 @@ def _pair(row: dict, path: Path) -> tuple[Response, Request | None]:
     "A row of an export; raises InputError where it is not one"
     try: response = Response(**{f.name: row[f.name] for f in fields(Response)})
     except KeyError as e:
-        raise InputError(f"{_short(path)} lacks the column {e.args[0]}: name a store or an export of one.") from None
+        raise InputError(f"{short_path(path)} lacks the column {e.args[0]}: name a store or an export of one.") from None
     if row["messages"] is None: return response, None
     request = Request(row["model"], tuple(json.loads(row["messages"])), json.loads(row["sampling"]), row["sample"])
     if request.key == response.key: return response, request
-    raise InputError(f"{_short(path)}: the answer {response.key[:16]} does not belong to what it says was asked; "
+    raise InputError(f"{short_path(path)}: the answer {response.key[:16]} does not belong to what it says was asked; "
                      "export that store again.")
 
 # %% ../../nbs/traces/30_store.ipynb #1e8863d4
@@ -410,9 +410,9 @@ class _StoreWriter(StoreReader):
     "A store that takes answers"
 
     def _open(self) -> sqlite3.Connection:
-        if self.path.is_dir(): raise InputError(f"{_short(self.path)} is a folder: name a file for the store.")
+        if self.path.is_dir(): raise InputError(f"{short_path(self.path)} is a folder: name a file for the store.")
         try: self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError: raise InputError(f"{_short(self.path)} cannot be made: name a store in a folder that can be "
+        except OSError: raise InputError(f"{short_path(self.path)} cannot be made: name a store in a folder that can be "
                                          "written.") from None
         self.id = uuid.uuid4().hex
         self._run_file = _RunFile(self._file_of(self.id))
@@ -452,7 +452,7 @@ class _StoreWriter(StoreReader):
     ) -> int: # How many answers were new
         "Take in the answers of another store; where both have one, this store's stays, if it is final"
         path, new = Path(path), 0
-        if not path.is_file(): raise InputError(f"{_short(path)} is missing: name a store or an export of one.")
+        if not path.is_file(): raise InputError(f"{short_path(path)} is missing: name a store or an export of one.")
         with open(path, "rb") as f: is_parquet = f.read(4) == b"PAR1"
         rows = parquet_rows(path) if is_parquet else StoreReader(path).rows()
         while some := [_pair(row, path) for row in islice(rows, 500)]:

@@ -395,7 +395,7 @@ def teacher_of(
         return teacher("embedded/step-by-step" if variant == "SBS" else name, cfg.data_seed)
     if name == "published":
         if variant != "ST": raise InputError(f"teacher_{role} = published: only teacher_rlm can be that.")
-        return PublishedTeacher(cfg.corpora, store, cfg.offline, cfg._root)
+        return PublishedTeacher(cfg.corpora, store, cfg.offline, cfg.root)
     batch = cfg.path("batches") if role in cfg.batch else None
     return ModelTeacher(endpoint_of(cfg, role), template, store, sampling_of(cfg), cfg.samples, cfg.budget_usd, batch)
 

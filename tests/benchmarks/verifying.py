@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path[:0] = [str(Path(__file__).parents[1] / folder) for folder in ("", "running")]
 from test_differences import table  # noqa: E402
 
 from smoltraces.evidence.statistics import comparisons  # noqa: E402
@@ -78,12 +78,12 @@ def cells(n: int = 10_000):
             for file in (run / "runs").iterdir(): json.loads(file.read_text())
 
         base = seconds(read)
-        found = []
-        show("10,000 cells", seconds(lambda: found.append(verify(run))), base, "reading all")
-        assert found[0].trusted
+        runs = []
+        show("10,000 cells", seconds(lambda: runs.append(verify(run))), base, "reading all")
+        assert runs[0].trusted
         (run / "problems.parquet").write_bytes(b"other")
-        show("10,000 cells, none to be trusted", seconds(lambda: found.append(verify(run))), base, "reading all")
-        assert len(found[1].untrusted) == n + 2
+        show("10,000 cells, none to be trusted", seconds(lambda: runs.append(verify(run))), base, "reading all")
+        assert len(runs[1].untrusted) == n + 2
 
 
 def moved():

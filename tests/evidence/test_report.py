@@ -75,7 +75,7 @@ def test_the_data_funnel_and_the_making(cfg, page):
     changed = source[source.index("<h3>Settings"):source.index("The other settings")]
     assert changed.index("learning_rate") < changed.index("n_train")
     assert "5_figures</" not in source  # its own record would change it when it is written again
-    for word in (str(cfg._root), "/home/ana", SECRET, "ana:"): assert word not in source, word
+    for word in (str(cfg.root), "/home/ana", SECRET, "ana:"): assert word not in source, word
     assert not re.search(r"20\d\d-\d\d-\d\d", source.replace("2025-04-01", ""))  # no date but that of the prices
 
 

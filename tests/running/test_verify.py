@@ -11,7 +11,6 @@ from rich.console import Console
 from small_runs import amend, predictions, small_run, stage, weights
 
 from smoltraces.files import read_json, sha256, write_json, write_text
-from smoltraces.running import verify as records
 from smoltraces.running import verify as verifying
 from smoltraces.running.execute import hold
 from smoltraces.running.verify import (
@@ -23,7 +22,9 @@ from smoltraces.running.verify import (
     UNREADABLE,
     UNRECORDED,
     UPSTREAM,
+    Artefact,
     Record,
+    judge,
     read_records,
     show,
     tell,
@@ -171,14 +172,7 @@ def test_broken_records(run, text, words):
     assert states(found)["report.html"] == UPSTREAM and states(found)["data/ST.parquet"] in (UNRECORDED, BROKEN)
 
 
-def test_records_in_a_circle_end():
-    told = [("a", "y", "x"), ("b", "x", "y"), ("c", "y", "z")]
-    made = [Record(s, {"stage": s, "inputs": {i: "0" * 64}, "outputs": {o: "0" * 64}}) for s, i, o in told]
-    found, _ = verifying._chain(made, dict.fromkeys("xyz", records.Found("0" * 64)), {})
-    assert set(found.values()) == {BROKEN}
-
-
-def random_run(rng) -> tuple[list[Record], dict[str, str], dict[str, records.Found]]:
+def random_run(rng) -> tuple[list[Record], dict[str, str], dict[str, Artefact]]:
     "Records in random order, the hashes that they state, and files of which some are damaged"
     made, hashes = [], {}
     for s in range(rng.randint(1, 8)):
@@ -188,8 +182,8 @@ def random_run(rng) -> tuple[list[Record], dict[str, str], dict[str, records.Fou
         outputs = {f"{s}.{k}": f"{s}{k}".ljust(64, "0") for k in range(rng.randint(1, 2))}
         hashes |= outputs
         made.append(Record(f"s{s}", {"inputs": inputs, "outputs": outputs}, "odd" if rng.random() < 0.1 else ""))
-    now = {n: records.Found(rng.choices([h, "d" * 64, None], [8, 1, 1])[0]) for n, h in hashes.items()}
-    return rng.sample(made, len(made)), hashes, now | {"from where": records.Found("e" * 64)}
+    now = {n: Artefact(rng.choices([h, "d" * 64, None], [8, 1, 1])[0]) for n, h in hashes.items()}
+    return rng.sample(made, len(made)), hashes, now | {"from where": Artefact("e" * 64)}
 
 
 def sound(name: str, producer: dict[str, Record], hashes: dict, now: dict, passing: bool = False) -> bool:
@@ -207,14 +201,14 @@ def test_chain_against_a_plain_recursion():
     for _ in range(300):
         made, hashes, now = random_run(rng)
         producer = {n: r for r in made for n in r.outputs}
-        found, troubles = verifying._chain(made, now, {})
-        assert {n for n, state in found.items() if state == TRUSTED} == {
+        judgements = judge(made, now, {})
+        assert {n for n, judgement in judgements.items() if judgement.state == TRUSTED} == {
             n for n in hashes if sound(n, producer, hashes, now)}
-        for name, trouble in troubles.items():
-            assert trouble.path[-1] == name
-            for read, came in zip(trouble.path, trouble.path[1:], strict=False):
-                assert read in producer[came].inputs
-        kinds |= set(found.values())
+        for name, judgement in judgements.items():
+            assert (judgement.way[-1:] or (name,)) == (name,)
+            for read, effect in zip(judgement.way, judgement.way[1:], strict=False):
+                assert read in producer[effect].inputs
+        kinds |= {judgement.state for judgement in judgements.values()}
     assert kinds == {TRUSTED, CHANGED, MISSING, INPUTS, UPSTREAM, UNRECORDED, BROKEN}
 
 
@@ -346,11 +340,11 @@ def test_keys_are_not_shown(run):
 
 def watch(monkeypatch) -> list[str]:
     "The files that are opened for hashing"
-    seen, hashed = [], records.sha256
+    seen, hashed = [], verifying.sha256
     def spy(path):
         seen.append(os.path.realpath(path))
         return hashed(path)
-    for module in (records, verifying): monkeypatch.setattr(module, "sha256", spy)
+    monkeypatch.setattr(verifying, "sha256", spy)
     return seen
 
 
@@ -420,11 +414,11 @@ def test_a_pipe_does_not_hold_it_up(run):
 
 
 def test_unreadable_files_are_named_and_the_rest_goes_on(run, monkeypatch):
-    hashed = records.sha256
+    hashed = verifying.sha256
     def refuse(path):
         if str(path).endswith("data/ST.parquet"): raise PermissionError(13, "Permission denied")
         return hashed(path)
-    monkeypatch.setattr(records, "sha256", refuse)
+    monkeypatch.setattr(verifying, "sha256", refuse)
     found = verify(run)
     assert reason(found, "data/ST.parquet") == "data/ST.parquet cannot be read (Permission denied)."
     assert states(found)["report.html"] == UPSTREAM and states(found)[weights("SBS")] == TRUSTED
