@@ -11,7 +11,6 @@ __all__ = ['BENCHMARK_NAMES', 'NamesOrNone', 'Names', 'Variant', 'Variants', 'Be
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
 import difflib
-import importlib
 import os
 import re
 from collections.abc import Iterable
