@@ -732,8 +732,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora._parse_own': ( 'problems/corpora.html#_parse_own',
                                                                                          'smoltraces/problems/corpora.py'),
-                                             'smoltraces.problems.corpora._plain': ( 'problems/corpora.html#_plain',
-                                                                                     'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora._stream': ( 'problems/corpora.html#_stream',
                                                                                       'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora.embedded_problems': ( 'problems/corpora.html#embedded_problems',
