@@ -18,18 +18,15 @@ from importlib.resources import files
 from . import sandbox
 from .equality import Workers, normalize, unwrap_text
 from ..schema import Problem
-from ..settings import InputError, versions
+from ..settings import InputError, needs, versions
 
 # %% ../../nbs/problems/11_answers.ipynb #ac7e554e
 @cache
 def reasoning_gym():
     "reasoning-gym, imported at first use: it takes a second or two"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning) # its sources hold invalid escapes
-            import reasoning_gym
-    except ImportError:
-        raise InputError('The embedded problems need reasoning-gym: pip install "smoltraces[embedded]".') from None
+    needs("reasoning_gym", "embedded")
+    with warnings.catch_warnings(action="ignore", category=SyntaxWarning): # its sources hold invalid escapes
+        import reasoning_gym
     return reasoning_gym
 
 # %% ../../nbs/problems/11_answers.ipynb #547bd5cb
@@ -97,16 +94,13 @@ def _notation(answer: str, task: str) -> str:
     return answer.replace("*", "×") if task == "prime_factorization" else answer
 
 
-@cache
-def _scorer(task: str): return reasoning_gym().get_score_answer_fn(task)
-
-
 def _procedural(problem: Problem, answer: str) -> bool:
     details = problem.details
-    answer = _notation(answer, details["task"])
+    task = details["task"]
+    answer = _notation(answer, task)
     # this scorer hands the answer to sympy's parser, which evaluates Python: let sums alone through, and no huge powers
-    if details["task"] == "countdown" and not re.fullmatch(r"(?!.*\*\s*\*)[\d+*/() -]{1,200}", answer): return False
-    return _scorer(details["task"])(answer, entry=details) == 1.0
+    if task == "countdown" and not re.fullmatch(r"(?!.*\*\s*\*)[\d+*/() -]{1,200}", answer): return False
+    return reasoning_gym().get_score_answer_fn(task)(answer, entry=details) == 1.0
 
 # %% ../../nbs/problems/11_answers.ipynb #c68eb5a3
 _announced = re.compile(r"(?:the )?(?:(?:final|correct) )?(?:answers?|options?|choices?)(?: (?:is|are))?:? *", re.I)
@@ -145,13 +139,6 @@ def final_answer(
     return _joined(response, lenient) if problem.answer_kind == "math" else extract(response, lenient)
 
 
-def _code(problem: Problem, answer: str, unsafe: bool) -> bool:
-    details = problem.details
-    if not details.get("tests"): raise InputError(f"Problem {problem.id} is a program without tests: drop it.")
-    return sandbox.passes(answer, details["tests"], details.get("function"), time_limit=details.get("time_limit") or 10,
-                          unsafe=unsafe)
-
-
 def _judge(problem, response, lenient, unsafe, equal) -> bool:
     "As `verify`; `equal` compares mathematics"
     if problem.answer_kind not in ("procedural", "math", "choice", "code"):
@@ -164,7 +151,10 @@ def _judge(problem, response, lenient, unsafe, equal) -> bool:
         if problem.answer_kind == "math": return equal(problem.answer, answer)
         if problem.answer_kind == "choice":
             return _chosen(problem, answer[:20_000], equal) == set(re.findall("[A-Z]", problem.answer))
-        return _code(problem, answer, unsafe)
+        details = problem.details
+        if not details.get("tests"): raise InputError(f"Problem {problem.id} is a program without tests: drop it.")
+        return sandbox.passes(answer, details["tests"], details.get("function"), unsafe=unsafe,
+                              time_limit=details.get("time_limit") or 10)
     except InputError: raise
     except Exception: return False # the scorers raise on what they cannot parse
 
