@@ -63,35 +63,26 @@ TASKS = {
 }
 
 # %% ../../nbs/problems/13_corpora.ipynb #5eefca22
-def _stream(task: str, config: dict, seed: int, split: str) -> Iterator[tuple[str, Problem]]:
-    "Endless problems of one task, each with what makes it the same as another"
-    dataset = reasoning_gym().create_dataset(task, seed=seed, **config)
+def _new_problems(task: str, hard: bool, seed: int, split: str, keys: set[str], repeats: dict) -> Iterator[Problem]:
+    "Problems of one task that are not in `keys`, in any wording; ends after 2000 repeats in a row"
+    same, last = TASKS[task].same, -1
+    dataset = reasoning_gym().create_dataset(task, seed=seed, **(TASKS[task].hard if hard else TASKS[task].easy))
     for i in count():
         entry = dataset[i]
         metadata = json.loads(json.dumps(entry["metadata"], default=lambda n: n.item())) # of numpy's numbers too
         question = entry["question"].strip()
+        marks = {json.dumps([task, same(metadata)]), question_id(question)}
+        if marks & keys:
+            repeats[task] += 1
+            if i - last == 2000: return
+            continue
+        keys |= marks
+        last = i
         answer = entry["answer"] # None where many answers are right: the metadata then holds one of them
         text = json.dumps(metadata["possible_answer"]) if answer is None else answer.strip()
-        yield json.dumps([task, TASKS[task].same(metadata)]), Problem(
-            question_id(question), f"reasoning-gym/{task}", TASKS[task].domain, question, None, text, "procedural",
-            json.dumps({"task": task, "answer": answer, "metadata": metadata}, ensure_ascii=False), split)
-
-
-def _draw(streams: dict[str, Iterator], n: int, keys: set[str], repeats: dict[str, int]) -> list[Problem]:
-    "n problems whose keys and ids are not in `keys`, the families taking turns; fewer where all of them are used up"
-    problems = []
-    while streams and len(problems) < n:
-        for task, stream in list(streams.items())[:n - len(problems)]:
-            for _ in range(2000): # repeats in a row after which a family counts as used up
-                key, problem = next(stream)
-                if not {key, problem.id} & keys: break
-                repeats[task] += 1
-            else:
-                del streams[task]
-                continue
-            keys |= {key, problem.id}
-            problems.append(problem)
-    return problems
+        yield Problem(question_id(question), f"reasoning-gym/{task}", TASKS[task].domain, question, None, text,
+                      "procedural", json.dumps({"task": task, "answer": answer, "metadata": metadata},
+                                               ensure_ascii=False), split)
 
 
 def embedded_problems(
@@ -106,16 +97,19 @@ def embedded_problems(
         if task not in TASKS: raise InputError(f"Unknown task {task!r}: {nearest(task, TASKS)}")
     rows, keys, repeats = [], set(), {}
     for k, (split, n) in enumerate({"embedded": n_test, "embedded_hard": n_hard, "train": n_train}.items()):
-        start = (3 * seed + k) * 10_000_000
-        streams = {t: _stream(t, TASKS[t].hard if split == "embedded_hard" else TASKS[t].easy, start, split)
-                   for t in dict.fromkeys(tasks)}
-        repeats[split] = dict.fromkeys(streams, 0)
-        problems = _draw(streams, n, keys, repeats[split])
+        repeats[split] = dict.fromkeys(tasks, 0)
+        streams = [_new_problems(t, split == "embedded_hard", (3 * seed + k) * 10_000_000, split, keys, repeats[split])
+                   for t in repeats[split]]
+        problems = []
+        while streams and len(problems) < n: # the families take turns
+            for stream in streams[:n - len(problems)]:
+                if problem := next(stream, None): problems.append(asdict(problem))
+                else: streams.remove(stream)
         if len(problems) < n:
             raise InputError(f"{', '.join(tasks)} hold only {len(problems)} different problems for {split}, not {n}: "
                              "add a task or ask for fewer.")
         rows += problems
-    frame = pd.DataFrame([asdict(p) for p in rows], columns=problem_schema.names)
+    frame = pd.DataFrame(rows, columns=problem_schema.names)
     frame.attrs["repeats"] = repeats
     return frame
 
@@ -300,18 +294,13 @@ def parse(
     "Read an entry of `corpora`"
     name, _, rest = text.partition("?")
     if rest: return _parse_own(name, dict(parse_qsl(rest, keep_blank_values=True)), root)
-    name, _, path = text.partition("@")
-    corpora = CORPORA | TRACE_SETS
+    (name, _, path), corpora = text.partition("@"), CORPORA | TRACE_SETS
     if name in corpora: return Spec(corpora[name], root / Path(path).expanduser() if path else None)
     if Path(name).suffix in _readers:
         raise InputError(f"{name} needs its columns named: {name}?question=COLUMN&answer=COLUMN.")
     raise InputError(f"Unknown corpus {name!r}: {nearest(name, corpora)}")
 
 
-def rows(
-    spec: Spec,
-    offline: bool = False, # Whether the hub may not be asked
-) -> Iterator[dict]: # Each with `__file__` and `__row__`
-    "The rows of a corpus, one at a time, from the hub or from local files"
-    files, _ = fetch(spec.corpus, spec.path, offline)
-    for file in files: yield from read_rows(file, spec.corpus.columns)
+def rows(spec: Spec, offline: bool = False) -> Iterator[dict]: # Each with `__file__` and `__row__`
+    "The rows of a corpus, one at a time, from the hub (unless `offline`) or from local files"
+    for file in fetch(spec.corpus, spec.path, offline)[0]: yield from read_rows(file, spec.corpus.columns)

@@ -73,11 +73,8 @@ def _shape(answer: str) -> str: # list, tuple (or an interval), or other
     return "tuple" if inside and answer[0] in "([" and closed == len(answer) - 1 else "other"
 
 
-def _at_once(
-    gold: str, # Normalized, as is the answer
-    answer: str,
-) -> bool | None: # None where it takes mathematics
-    "Whether two answers are equal, where their text says so"
+def _at_once(gold: str, answer: str) -> bool | None: # None where it takes mathematics
+    "Whether two normalized answers are equal, where their text says so"
     if gold == answer: return True
     if len(answer) > 1000: return False
     if _number.fullmatch(gold) and _number.fullmatch(answer): return Decimal(gold) == Decimal(answer)
@@ -163,12 +160,8 @@ def _end(pool):
 
 
 class Workers:
-    "Processes that compare answers, started when they are first needed. Threads may share them"
-    def __init__(
-        self,
-        n: int = 1,
-        seconds: float = 10, # For one comparison, by the clock
-    ):
+    "n processes that compare answers, each for `seconds` at most, started when first needed; threads may share them"
+    def __init__(self, n: int = 1, seconds: float = 10):
         self.n, self.seconds, self._pool, self._lock = n, seconds, None, Lock()
 
     def _schedule(self, gold: str, answer: str):
@@ -184,16 +177,11 @@ class Workers:
                 self._end = Finalize(None, _end, (self._pool,), exitpriority=0) # or this process would wait for them
             return self._pool.schedule(equality._compare, (gold, answer, self.seconds), timeout=self.seconds)
 
-    def equal(
-        self,
-        gold: str,
-        answer: str, # As a model wrote it
-    ) -> bool: # False as well where the time is up; raises InputError where math-verify is missing
-        "Whether two answers are equal"
+    def equal(self, gold: str, answer: str) -> bool: # Raises InputError where math-verify is missing
+        "Whether two answers are equal; False as well where the time is up"
         if len(answer) > 2000: return gold.strip() == answer.strip()
         gold, answer = normalize(gold), normalize(answer)
-        verdict = _at_once(gold, answer)
-        if verdict is not None: return verdict
+        if (verdict := _at_once(gold, answer)) is not None: return verdict
         from pebble import ProcessExpired
 
         # not above: a worker should start fast

@@ -196,10 +196,8 @@ class _PlainUnpickler(pickle.Unpickler):
     def find_class(self, module, name): raise pickle.UnpicklingError("names are not allowed")
 
 
-def decode_tests(
-    packed: str, # JSON, or JSON pickled, compressed and written in base 64
-) -> list[dict]: # Raises ValueError where it holds anything but tests
-    "The tests of a LiveCodeBench row, read as plain data"
+def decode_tests(packed: str) -> list[dict]: # Raises ValueError where it holds anything but tests
+    "The tests of a LiveCodeBench row, JSON or JSON pickled, compressed and in base 64, read as plain data"
     if not packed.lstrip().startswith("["):
         stream = zlib.decompressobj()
         try: plain = stream.decompress(base64.b64decode(packed, validate=True), _tests_bytes)

@@ -126,8 +126,8 @@ def _bubblewrap(folder: str, call_filter: int) -> list[str]:
                                                         "--cap-add", "CAP_SETGID"]
     spaces = [f"--unshare-{space}" for space in ("pid", "net", "ipc", "uts", "cgroup")]
     devices = ["--dev", "/dev", "--perms", "1777", "--size", str(2**24), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]
-    box = ["--perms", "1777", "--size", str(_files_mb * 2**20), "--tmpfs", "/box", "--symlink", "box", "/tmp"]
-    for name in os.listdir(folder): box += ["--ro-bind", f"{folder}/{name}", f"/box/{name}"]
+    box = ["--perms", "1777", "--size", str(_files_mb * 2**20), "--tmpfs", "/box", "--symlink", "box", "/tmp",
+           "--ro-bind", f"{folder}/program.py", "/box/program.py"]
     calls = ["--seccomp", str(call_filter)] if _call_filter() else []
     return [shutil.which("bwrap"), *user, *spaces, "--die-with-parent", "--as-pid-1", *_tree(), "--proc", "/proc",
             *devices, *box, "--remount-ro", "/", "--chdir", "/box", *calls, "/python/bin/python"]
@@ -201,12 +201,11 @@ def _file(data: bytes = b"") -> BinaryIO:
     return file
 
 
-def _run(code, stdin, isolated, files=None, function=None, time_limit=10, memory_mb=1024) -> Result:
+def _run(code, stdin, isolated, function=None, time_limit=10, memory_mb=1024) -> Result:
     "As `run`; without a sandbox where not `isolated`"
     with tempfile.TemporaryDirectory() as folder, _file(stdin.encode("utf-8", "surrogatepass")) as entry, \
             _file(_call_filter()) as calls, _file() as out, _file() as error, _file() as value:
-        for name, text in {**(files or {}), "program.py": code}.items():
-            Path(folder, name).write_bytes(text.encode("utf-8", "surrogatepass"))
+        Path(folder, "program.py").write_bytes(code.encode("utf-8", "surrogatepass"))
         command = _bubblewrap(folder, calls.fileno()) if isolated else [os.path.realpath(sys._base_executable)]
         home, memory, outputs = "/box" if isolated else folder, memory_mb * 2**20, [out, error, value]
         limits = {"CPU": math.ceil(time_limit), "AS": memory, "DATA": memory, "FSIZE": _files_mb * 2**20, "NOFILE": 64,
@@ -252,7 +251,6 @@ def run(
     code: str, # A Python program
     stdin: str = "",
     *,
-    files: dict[str, str] | None = None, # Text files that lie in its folder, by name
     function: str | None = None, # Call this function, or method of `Solution`, with the input's lines as JSON
     time_limit: float = 10, # Seconds of processor time; twice that and a second by the clock
     memory_mb: int = 1024, # … over all its processes
@@ -262,7 +260,7 @@ def run(
     if not isolation() and not unsafe:
         raise InputError("Nothing here can isolate programs that a model wrote: install bubblewrap (and allow user "
                          "namespaces), or set unsafe_code = true to run them with limits on time and memory alone.")
-    return _run(code, stdin, bool(isolation()), files, function, time_limit, memory_mb)
+    return _run(code, stdin, bool(isolation()), function, time_limit, memory_mb)
 
 # %% ../../nbs/problems/10_sandbox.ipynb #6d4f3282
 def _decimal(token: str) -> Decimal | None:

@@ -196,12 +196,8 @@ def shares(counts: dict, n: int) -> dict: # How many of each; all where there ar
     return whole
 
 
-def stratified(
-    pool: pd.DataFrame, # With columns source and domain
-    n: int,
-    seed: int = 0,
-) -> pd.DataFrame: # n rows, or all where there are fewer, shuffled; they keep their index
-    "Draw rows, keeping the mix of sources and domains"
+def stratified(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled, with their index
+    "Draw n rows (all where there are fewer), keeping the mix in the columns source and domain"
     groups = pool.groupby(["source", "domain"], sort=True).indices
     sample = []
     for key, count in shares({k: len(v) for k, v in groups.items()}, n).items():
@@ -222,12 +218,8 @@ def quotas(counts: dict, n: int) -> dict: # How many of each; all where there ar
     return whole | shares(dict.fromkeys(left, n), n)
 
 
-def draw(
-    pool: pd.DataFrame, # With columns corpus, source and domain
-    n: int,
-    seed: int = 0,
-) -> pd.DataFrame: # n rows, or all where there are fewer, shuffled
-    "Draw from every corpus alike, keeping its own mix"
+def draw(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled
+    "Draw n rows (all where there are fewer), as many from each in the column corpus, keeping its own mix"
     places = pool.groupby("corpus", sort=True).indices
     parts = [stratified(pool.iloc[places[k]], count, seed)
              for k, count in sorted(quotas({k: len(v) for k, v in places.items()}, n).items())]
@@ -236,10 +228,7 @@ def draw(
     return pool.loc[order]
 
 
-def plot_mix(
-    problems: pd.DataFrame, # With columns source and domain
-    axis=None, # Matplotlib's; a new one where None
-):
+def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis; a new one where None
     "How many problems each corpus (each source, where there is one corpus alone) gives to each domain, as bars"
     parts = problems.source.str.partition("/")
     table = pd.crosstab(parts[0] if parts[0].nunique() > 1 else parts[2], problems.domain)
