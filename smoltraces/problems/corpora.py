@@ -194,6 +194,7 @@ def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[dict]:
     chosen = [c for c in table.schema_arrow.names if c in names or not columns]
     for batch in table.iter_batches(1000, columns=chosen): yield from batch.to_pylist()
 
+
 _readers = {".jsonl": _lines, ".csv": _csv, ".parquet": _parquet}
 
 

@@ -274,10 +274,8 @@ def relabelled(problem: Callable[[dict], Problem | str], name: str, row: dict) -
 def _lines(text: str | list) -> str: return text if isinstance(text, str) else "\n".join(map(str, text))
 
 
-def listed_tests(
-    columns: dict, # inputs and outputs, lists of the same length; fn_name where a function is asked for
-) -> tuple[list[dict], str | None]: # Tests in the form that the verifier reads, and the function that they call
-    "Tests as APPS and TACO write them"
+def listed_tests(columns: dict) -> tuple[list[dict], str | None]: # As the verifier reads them, and what they call
+    "Tests as APPS and TACO write them: inputs and outputs of the same length, fn_name where a function is called"
     function = columns.get("fn_name")
     pairs = zip(columns.get("inputs") or [], columns.get("outputs") or [], strict=True)
     if not function: return [{"input": _lines(i), "output": _lines(o), "kind": "stdin"} for i, o in pairs], None

@@ -121,12 +121,8 @@ class Ngrams:
         return next((Overlap(question, 1, gram, secret) for question, gram in whole.items()), None)
 
 
-def overlaps(
-    pool: Iterable[str], # Texts of problems, read once
-    questions: Iterable[Question],
-    **options, # As for `Ngrams`
-) -> dict[int, Overlap]: # By position in the pool
-    "The texts that share runs of words with a benchmark"
+def overlaps(pool: Iterable[str], questions: Iterable[Question], **options) -> dict[int, Overlap]: # By position
+    "The texts of a pool that share runs of words with a benchmark; options as for `Ngrams`"
     find = Ngrams(questions, **options)
     return {k: overlap for k, text in enumerate(pool) if (overlap := find(text))}
 
@@ -240,26 +236,26 @@ def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis; a new one 
     return axis
 
 # %% ../../nbs/problems/14_selection.ipynb #832ce8e6
-def _removed(problem: dict, corpus: str, reason: str, matched: str, **more) -> dict:
+def _removed(problem: dict | pd.Series, corpus: str, reason: str, matched: str, **more) -> dict:
     "A row of removed.parquet"
     return {"id": problem["id"], "corpus": corpus, "source": problem["source"], "reason": reason, "matched": matched,
             "text": problem["question"][:200]} | more
 
 
-def _new_problems(spec, rows, ids, find, dropped: Counter, removed: list[dict]) -> Iterator[dict]:
+def _new_problems(corpus, rows, ids, find, dropped: Counter, removed: list[dict]) -> Iterator[dict]:
     "The problems of `read_corpus`; what is not one of them is counted or listed"
-    name = spec.corpus.name
     for row in rows:
-        problem = problem_of(spec.corpus, row)
+        problem = problem_of(corpus, row)
         if isinstance(problem, str):
             dropped[problem] += 1
             continue
         overlap, problem = find(problem.question), vars(problem)
         if overlap:
             text = {"text": None} if overlap.secret else {"ngram": overlap.ngram}
-            removed.append(_removed(problem, name, f"overlaps {overlap.question.benchmark}", overlap.question.id,
-                                    shared=overlap.shared, **text))
-        elif problem["id"] in ids: removed.append(_removed(problem, name, "duplicate", problem["id"], similarity=1.0))
+            removed.append(_removed(problem, corpus.name, f"overlaps {overlap.question.benchmark}",
+                                    overlap.question.id, shared=overlap.shared, **text))
+        elif problem["id"] in ids:
+            removed.append(_removed(problem, corpus.name, "duplicate", problem["id"], similarity=1.0))
         else:
             ids.add(problem["id"])
             yield problem
@@ -273,11 +269,11 @@ def read_corpus(
 ) -> tuple[pd.DataFrame, list[dict], dict]: # Problems, what was removed, and counts
     "The problems of a corpus that can be judged and are new"
     from tqdm.auto import tqdm
-    files, origin = fetch(spec.corpus, spec.path, offline)
     corpus, dropped, removed = spec.corpus, Counter(), []
+    files, origin = fetch(corpus, spec.path, offline)
     rows = (row for file in files for row in read_rows(file, corpus.columns))
     rows = tqdm(rows, desc=corpus.name, unit=" rows", delay=1)
-    problems = pd.DataFrame(_new_problems(spec, rows, ids, find, dropped, removed), columns=problem_schema.names)
+    problems = pd.DataFrame(_new_problems(corpus, rows, ids, find, dropped, removed), columns=problem_schema.names)
     return problems.assign(corpus=corpus.name), removed, {
         "corpus": corpus.name, "about": corpus.about, "licence": corpus.licence, **origin,
         "rows": len(problems) + dropped.total() + len(removed), "dropped": dict(sorted(dropped.items()))}
@@ -299,9 +295,8 @@ def gather(
     del parts, ids # so that a large pool stands in memory once
     repeats = near_duplicates(pool.question, similar, ["" if c is None else "\n".join(c) for c in pool.choices])
     for repeat in repeats:
-        row = pool.iloc[repeat.index].to_dict()
-        removed.append(_removed(row, row["corpus"], "near duplicate", pool.id.iloc[repeat.kept],
-                                similarity=repeat.similarity))
+        row, kept = pool.iloc[repeat.index], pool.id.iloc[repeat.kept]
+        removed.append(_removed(row, row["corpus"], "near duplicate", kept, similarity=repeat.similarity))
     pool = pool.drop(index=[r.index for r in repeats]).reset_index(drop=True)
     reasons, left = Counter((r["corpus"], r["reason"]) for r in removed), Counter(pool.corpus)
     for counts in funnel:
