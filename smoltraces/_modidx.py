@@ -766,8 +766,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._far_apart': ( 'problems/equality.html#_far_apart',
                                                                                            'smoltraces/problems/equality.py'),
-                                              'smoltraces.problems.equality._math_verify': ( 'problems/equality.html#_math_verify',
-                                                                                             'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._parse': ( 'problems/equality.html#_parse',
                                                                                        'smoltraces/problems/equality.py'),
                                               'smoltraces.problems.equality._prepare': ( 'problems/equality.html#_prepare',

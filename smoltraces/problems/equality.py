@@ -14,7 +14,7 @@ import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
-from functools import cache, lru_cache
+from functools import lru_cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.util import Finalize
 from threading import Lock
@@ -91,16 +91,10 @@ _unit = re.compile(r"(?:\s*\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or|to)\b)[^{}
                    r"\s+(?!(?:and|or|to)\b)[A-Za-z]{2,}[A-Za-z ]*)(?:\^\{?\d\}?)?$")
 
 
-@cache
-def _math_verify():
-    "math-verify, imported at first use: it takes a second"
-    import math_verify
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL) # it warns of no time limit: the worker has one
-    return math_verify
-
-
 @lru_cache(4096)
-def _parse(answer: str) -> tuple: return tuple(_math_verify().parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+def _parse(answer: str) -> list: # Not to be changed: it is cached
+    from math_verify import parse
+    return parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
 
 
 def _far_apart(a, b) -> bool:
@@ -115,10 +109,11 @@ def _far_apart(a, b) -> bool:
 
 def _equal(gold: str, answer: str) -> bool:
     "Whether two normalized answers are equal by mathematics; it may take any time and memory, so a worker does it"
+    from math_verify import verify
     if _number.fullmatch(_unit.sub("", gold)): answer = _unit.sub("", answer)
     a, b = _parse(gold), _parse(answer)
     if a and b and "%" not in gold + answer and _far_apart(a[0], b[0]): return False # soon, and mostly so
-    return _math_verify().verify([*a], [*b], allow_set_relation_comp=True, timeout_seconds=None)
+    return verify([*a], [*b], allow_set_relation_comp=True, timeout_seconds=None)
 
 # %% ../../nbs/problems/11_equality.ipynb #6f654783
 _starting = Lock()
@@ -141,6 +136,7 @@ def _prepare():
     "What a worker does first: it can be ended at once and takes no more than 4 GB, is silent, and loads what it needs"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL) # it warns of no time limit: there is one
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2): os.dup2(nowhere, descriptor)
     _equal("x+1", r"\frac{1}{2}")

@@ -310,10 +310,6 @@ def surplus(n_train: int) -> int:
     return ceil(1.25 * n_train) + 8
 
 
-_removed_schema = pa.schema([(c, pa.string()) for c in ("id", "corpus", "source", "reason", "matched")] + [
-    ("shared", pa.int64()), ("ngram", pa.string()), ("similarity", pa.float64()), ("text", pa.string())])
-
-
 def _from_corpora(cfg: Settings) -> pd.DataFrame:
     held = embedded_problems(cfg.tasks, 0, cfg.n_test, cfg.n_hard, cfg.data_seed)
     specs = [parse(text, cfg._root) for text in cfg.corpora]
@@ -334,7 +330,9 @@ def _from_corpora(cfg: Settings) -> pd.DataFrame:
     if len(sample) < cfg.n_problems:
         summary["note"] = f"All {len(sample):,} problems left are taken; n_problems asks for {cfg.n_problems:,}."
         print(summary["note"])
-    write_parquet(cfg.path("problems", "removed.parquet"), removed, _removed_schema)
+    columns = [(c, pa.string()) for c in ("id", "corpus", "source", "reason", "matched")] + [
+        ("shared", pa.int64()), ("ngram", pa.string()), ("similarity", pa.float64()), ("text", pa.string())]
+    write_parquet(cfg.path("problems", "removed.parquet"), removed, pa.schema(columns))
     write_json(cfg.path("problems", "funnel.json"), summary)
     frame = pd.concat([held, sample[problem_schema.names]], ignore_index=True)
     frame.attrs |= {"repeats": held.attrs["repeats"], "funnel": summary}
