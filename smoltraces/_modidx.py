@@ -832,8 +832,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'smoltraces/problems/mapping.py'),
                                              'smoltraces.problems.mapping.own_problem': ( 'problems/mapping.html#own_problem',
                                                                                           'smoltraces/problems/mapping.py'),
-                                             'smoltraces.problems.mapping.relabelled': ( 'problems/mapping.html#relabelled',
-                                                                                         'smoltraces/problems/mapping.py'),
                                              'smoltraces.problems.mapping.s1k': ( 'problems/mapping.html#s1k',
                                                                                   'smoltraces/problems/mapping.py'),
                                              'smoltraces.problems.mapping.split_choices': ( 'problems/mapping.html#split_choices',

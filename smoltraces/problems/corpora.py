@@ -71,18 +71,18 @@ def _new_problems(task: str, hard: bool, seed: int, split: str, keys: set[str], 
         entry = dataset[i]
         metadata = json.loads(json.dumps(entry["metadata"], default=lambda n: n.item())) # of numpy's numbers too
         question = entry["question"].strip()
-        marks = {json.dumps([task, same(metadata)]), question_id(question)}
-        if marks & keys:
+        new = {json.dumps([task, same(metadata)]), problem_id := question_id(question)}
+        if new & keys:
             repeats[task] += 1
             if i - last == 2000: return
             continue
-        keys |= marks
+        keys |= new
         last = i
         answer = entry["answer"] # None where many answers are right: the metadata then holds one of them
         text = json.dumps(metadata["possible_answer"]) if answer is None else answer.strip()
-        yield Problem(question_id(question), f"reasoning-gym/{task}", TASKS[task].domain, question, None, text,
-                      "procedural", json.dumps({"task": task, "answer": answer, "metadata": metadata},
-                                               ensure_ascii=False), split)
+        meta = json.dumps({"task": task, "answer": answer, "metadata": metadata}, ensure_ascii=False)
+        yield Problem(problem_id, f"reasoning-gym/{task}", TASKS[task].domain, question, None, text, "procedural",
+                      meta, split)
 
 
 def embedded_problems(
@@ -161,7 +161,7 @@ TRACE_SETS: dict[str, Corpus] = {c.name: c for c in (
            ("data/train-*-of-00010.parquet",), "Apache-2.0", "R1 on NuminaMath 1.5, two to four traces a problem",
            ("problem", "answer", "source?", "question_type?", "generations", "is_reasoning_complete?",
             "correctness_math_verify?", "correctness_llama?", "finish_reasons?"),
-           partial(mapping.relabelled, mapping.numina_15, "openr1-math-220k")),
+           partial(mapping.numina_15, name="openr1-math-220k")),
     Corpus("openthoughts-114k", "open-thoughts/OpenThoughts-114k", None, ("metadata/train-*-of-00012.parquet",),
            "Apache-2.0", "R1 on mathematics, code, science and puzzles",
            ("problem?", "ground_truth_solution?", "domain?", "source?", "test_cases?", "starter_code?",

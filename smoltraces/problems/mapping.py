@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['EXAMS', 'unfit', 'split_choices', 'letters', 'make_problem', 'olympic_arena', 'agieval', 'decode_tests',
-           'livecodebench', 'numina_cot', 'numina_15', 'omni_math', 'relabelled', 'listed_tests', 'openthoughts',
-           'stated_answer', 's1k', 'own_problem']
+           'livecodebench', 'numina_cot', 'numina_15', 'omni_math', 'listed_tests', 'openthoughts', 'stated_answer',
+           's1k', 'own_problem']
 
 # %% ../../nbs/problems/12_mapping.ipynb #ca4b4ce0
 import base64
@@ -14,8 +14,6 @@ import json
 import pickle
 import re
 import zlib
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from .answers import extract
@@ -125,10 +123,9 @@ def _fit_problem(row, source, domain, question, answer, kind="math", choices=Non
 def _choice_problem(row: dict, source: str, domain: str, question: str, answer: str) -> Problem | str:
     "As `make_problem`, with the choices cut out of the question and the letters that the answer names"
     if reason := unfit(question, answer, "choice"): return reason
-    if (parts := split_choices(question)) is None: return "choices not found"
-    right = letters(answer)
-    return make_problem(row, source, domain, parts[0], right, "choice", parts[1]) if _among(right, parts[1]) \
-        else "no answer"
+    if not (parts := split_choices(question)): return "choices not found"
+    (stem, choices), right = parts, letters(answer)
+    return make_problem(row, source, domain, stem, right, "choice", choices) if _among(right, choices) else "no answer"
 
 
 def _source(corpus: str, row: dict, column: str = "source") -> str: return f"{corpus}/{row.get(column) or 'unknown'}"
@@ -246,17 +243,17 @@ def _numina(row: dict, name: str, answer: str) -> Problem | str:
     return (_choice_problem if lettered else make_problem)(row, _source(name, row), "math", question, answer)
 
 
-def numina_cot(row: dict) -> Problem | str:
+def numina_cot(row: dict, name: str = "numina-math-cot") -> Problem | str: # The name of a set with such rows
     "A row of NuminaMath-CoT, or why it has no problem"
-    return _numina(row, "numina-math-cot", extract(row["solution"] or "") or "")
+    return _numina(row, name, extract(row["solution"] or "") or "")
 
 
-def numina_15(row: dict) -> Problem | str:
+def numina_15(row: dict, name: str = "numina-math-1.5") -> Problem | str: # The name of a set with such rows
     "A row of NuminaMath 1.5, or why it has no problem"
     answer = (row["answer"] or "").strip()
     if row.get("question_type") == "proof" or answer.casefold() == "proof": return "proof"
     if row.get("problem_is_valid", "Yes") != "Yes" or row.get("solution_is_valid", "Yes") != "Yes": return "incomplete"
-    return _numina(row, "numina-math-1.5", "" if answer.casefold() in ("notfound", "not found") else answer)
+    return _numina(row, name, "" if answer.casefold() in ("notfound", "not found") else answer)
 
 
 def omni_math(row: dict) -> Problem | str:
@@ -265,12 +262,6 @@ def omni_math(row: dict) -> Problem | str:
                         difficulty=row.get("difficulty"))
 
 # %% ../../nbs/problems/12_mapping.ipynb #76818fcd
-def relabelled(problem: Callable[[dict], Problem | str], name: str, row: dict) -> Problem | str:
-    "The row as `problem` of another corpus maps it, under this set's name"
-    result = problem(row)
-    return result if isinstance(result, str) else replace(result, source=_source(name, row))
-
-
 def _lines(text: str | list) -> str: return text if isinstance(text, str) else "\n".join(map(str, text))
 
 
@@ -287,7 +278,7 @@ def listed_tests(columns: dict) -> tuple[list[dict], str | None]: # As the verif
 def openthoughts(row: dict) -> Problem | str:
     "A row of OpenThoughts-114k, or why it has no problem"
     domain, name = row.get("domain"), "openthoughts-114k"
-    if domain == "math": return relabelled(numina_cot, name, {**row, "solution": row.get("ground_truth_solution")})
+    if domain == "math": return numina_cot({**row, "solution": row.get("ground_truth_solution")}, name)
     if domain != "code": return "no answer to verify"
     try: tests, function = listed_tests(json.loads(row.get("test_cases") or "{}"))
     except (ValueError, TypeError, AttributeError): return "unreadable tests"
