@@ -724,6 +724,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora._new_problems': ( 'problems/corpora.html#_new_problems',
                                                                                             'smoltraces/problems/corpora.py'),
+                                             'smoltraces.problems.corpora._or_local': ( 'problems/corpora.html#_or_local',
+                                                                                        'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora._parquet': ( 'problems/corpora.html#_parquet',
                                                                                        'smoltraces/problems/corpora.py'),
                                              'smoltraces.problems.corpora._parse_own': ( 'problems/corpora.html#_parse_own',

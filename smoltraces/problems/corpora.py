@@ -219,7 +219,10 @@ def read_rows(
         raise InputError(f"{file.name} cannot be read ({str(e).splitlines()[0]}): fetch it again.") from None
 
 # %% ../../nbs/problems/13_corpora.ipynb #2ec8cb56
-def _download(corpus: Corpus, local: str) -> Path:
+def _or_local(corpus: Corpus) -> str: return f"or name a local copy as {corpus.name}@PATH."
+
+
+def _download(corpus: Corpus) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
     try:
@@ -227,10 +230,10 @@ def _download(corpus: Corpus, local: str) -> Path:
                                       allow_patterns=list(corpus.files)))
     except GatedRepoError:
         raise InputError(f"{corpus.hub} is gated: accept its terms on its page at the hub and set HF_TOKEN to a token "
-                         f"of that account, {local}") from None
+                         f"of that account, {_or_local(corpus)}") from None
     except Exception as e: # the hub's errors and those of the connection have no base of their own in common
         raise InputError(f"{corpus.hub} cannot be fetched from the hub ({type(e).__name__}): try again later, "
-                         f"{local}") from None
+                         f"{_or_local(corpus)}") from None
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -245,13 +248,13 @@ def fetch(
 ) -> tuple[list[Path], dict]: # Its files, and their origin: hashes, or the hub's commit; raises InputError
     "Where the files of a corpus are"
     if path is None:
-        local = f"or name a local copy as {corpus.name}@PATH."
         if offline:
             raise InputError(f"{corpus.name} would be fetched from the hub, but offline = true: set offline = false, "
-                             f"{local}")
-        folder = _download(corpus, local)
+                             f"{_or_local(corpus)}")
+        folder = _download(corpus)
         if absent := [p for p in corpus.files if not _matching(folder, (p,))]:
-            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, {local}")
+            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, "
+                             f"{_or_local(corpus)}")
         return _matching(folder, corpus.files), {"hub": corpus.hub, "revision": folder.name}
     if not path.exists():
         raise InputError(f"{path.name} of {corpus.name} is missing: name a file or folder that is there.")

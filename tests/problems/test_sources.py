@@ -237,7 +237,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path, text, parts):
 
 
 def test_offline_forbids_the_hub(monkeypatch):
-    monkeypatch.setattr(corpora, "_download", lambda *_: pytest.fail("asked the hub"))
+    monkeypatch.setattr(corpora, "_download", lambda corpus: pytest.fail("asked the hub"))
     for name in CORPORA:
         with pytest.raises(InputError, match=f"{name}@PATH"): next(rows(parse(name), offline=True))
 
