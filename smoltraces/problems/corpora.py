@@ -11,7 +11,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from fnmatch import fnmatch
 from functools import partial
 from itertools import count
@@ -63,45 +63,26 @@ TASKS = {
 }
 
 # %% ../../nbs/problems/13_corpora.ipynb #5eefca22
-def _plain(value):
-    "The value with what JSON knows alone: str and int for numpy's, lists for tuples, text for keys"
-    if isinstance(value, dict): return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_plain(v) for v in value]
-    if isinstance(value, str): return str(value)
-    return value.item() if hasattr(value, "item") else value
-
-
-def _stream(task: str, config: dict, seed: int, split: str) -> Iterator[tuple[str, Problem]]:
-    "Endless problems of one task, each with what makes it the same as another"
-    dataset = reasoning_gym().create_dataset(task, seed=seed, **config)
+def _new_problems(task: str, hard: bool, seed: int, split: str, keys: set[str], repeats: dict) -> Iterator[Problem]:
+    "Problems of one task that are not in `keys`, in any wording; ends after 2000 repeats in a row"
+    same, last = TASKS[task].same, -1
+    dataset = reasoning_gym().create_dataset(task, seed=seed, **(TASKS[task].hard if hard else TASKS[task].easy))
     for i in count():
         entry = dataset[i]
-        metadata, question = _plain(entry["metadata"]), entry["question"].strip()
+        metadata = json.loads(json.dumps(entry["metadata"], default=lambda n: n.item())) # of numpy's numbers too
+        question = entry["question"].strip()
+        new = {json.dumps([task, same(metadata)]), problem_id := question_id(question)}
+        if new & keys:
+            repeats[task] += 1
+            if i - last == 2000: return
+            continue
+        keys |= new
+        last = i
         answer = entry["answer"] # None where many answers are right: the metadata then holds one of them
         text = json.dumps(metadata["possible_answer"]) if answer is None else answer.strip()
-        yield json.dumps([task, TASKS[task].same(metadata)]), Problem(
-            question_id(question), f"reasoning-gym/{task}", TASKS[task].domain, question, None, text, "procedural",
-            json.dumps({"task": task, "answer": answer, "metadata": metadata}, ensure_ascii=False), split)
-
-# %% ../../nbs/problems/13_corpora.ipynb #3a54e216
-_patience = 2000 # repeats in a row after which a family counts as used up
-
-
-def _draw(streams: dict[str, Iterator], n: int, keys: set[str], repeats: dict[str, int]) -> list[Problem]:
-    "n problems whose keys and ids are not in `keys`, the families taking turns; fewer where all of them are used up"
-    problems = []
-    while streams and len(problems) < n:
-        for task, stream in list(streams.items())[:n - len(problems)]:
-            for _ in range(_patience):
-                key, problem = next(stream)
-                if not {key, problem.id} & keys: break
-                repeats[task] += 1
-            else:
-                del streams[task]
-                continue
-            keys |= {key, problem.id}
-            problems.append(problem)
-    return problems
+        meta = json.dumps({"task": task, "answer": answer, "metadata": metadata}, ensure_ascii=False)
+        yield Problem(problem_id, f"reasoning-gym/{task}", TASKS[task].domain, question, None, text, "procedural",
+                      meta, split)
 
 
 def embedded_problems(
@@ -116,22 +97,24 @@ def embedded_problems(
         if task not in TASKS: raise InputError(f"Unknown task {task!r}: {nearest(task, TASKS)}")
     rows, keys, repeats = [], set(), {}
     for k, (split, n) in enumerate({"embedded": n_test, "embedded_hard": n_hard, "train": n_train}.items()):
-        start = (3 * seed + k) * 10_000_000
-        streams = {t: _stream(t, TASKS[t].hard if split == "embedded_hard" else TASKS[t].easy, start, split)
-                   for t in dict.fromkeys(tasks)}
-        repeats[split] = dict.fromkeys(streams, 0)
-        problems = _draw(streams, n, keys, repeats[split])
+        repeats[split] = dict.fromkeys(tasks, 0)
+        streams = [_new_problems(t, split == "embedded_hard", (3 * seed + k) * 10_000_000, split, keys, repeats[split])
+                   for t in repeats[split]]
+        problems = []
+        while streams and len(problems) < n: # the families take turns
+            for stream in streams[:n - len(problems)]:
+                if problem := next(stream, None): problems.append(asdict(problem))
+                else: streams.remove(stream)
         if len(problems) < n:
             raise InputError(f"{', '.join(tasks)} hold only {len(problems)} different problems for {split}, not {n}: "
                              "add a task or ask for fewer.")
         rows += problems
-    frame = pd.DataFrame([asdict(p) for p in rows], columns=problem_schema.names)
+    frame = pd.DataFrame(rows, columns=problem_schema.names)
     frame.attrs["repeats"] = repeats
     return frame
 
 # %% ../../nbs/problems/13_corpora.ipynb #605105f9
-@dataclass(frozen=True)
-class Corpus:
+class Corpus(NamedTuple):
     "A public collection: where it is, and what its rows become"
     name: str # As in settings.ini
     hub: str | None # Data set on the hub
@@ -178,7 +161,7 @@ TRACE_SETS: dict[str, Corpus] = {c.name: c for c in (
            ("data/train-*-of-00010.parquet",), "Apache-2.0", "R1 on NuminaMath 1.5, two to four traces a problem",
            ("problem", "answer", "source?", "question_type?", "generations", "is_reasoning_complete?",
             "correctness_math_verify?", "correctness_llama?", "finish_reasons?"),
-           partial(mapping.relabelled, mapping.numina_15, "openr1-math-220k")),
+           partial(mapping.numina_15, name="openr1-math-220k")),
     Corpus("openthoughts-114k", "open-thoughts/OpenThoughts-114k", None, ("metadata/train-*-of-00012.parquet",),
            "Apache-2.0", "R1 on mathematics, code, science and puzzles",
            ("problem?", "ground_truth_solution?", "domain?", "source?", "test_cases?", "starter_code?",
@@ -189,10 +172,7 @@ TRACE_SETS: dict[str, Corpus] = {c.name: c for c in (
            mapping.s1k))}
 
 # %% ../../nbs/problems/13_corpora.ipynb #3f0fac85
-_suffixes = (".jsonl", ".csv", ".parquet")
-
-
-def _lines(file: Path) -> Iterator[dict]:
+def _lines(file: Path, _) -> Iterator[dict]:
     with open(file, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip(): continue
@@ -203,17 +183,19 @@ def _lines(file: Path) -> Iterator[dict]:
             yield row
 
 
-def _csv(file: Path) -> Iterator[dict]:
+def _csv(file: Path, _) -> Iterator[dict]:
     csv.field_size_limit(2**31 - 1)
     with open(file, encoding="utf-8-sig", newline="") as lines: yield from csv.DictReader(lines)
 
 
 def _parquet(file: Path, columns: tuple[str, ...]) -> Iterator[dict]:
     import pyarrow.parquet as pq
-    table = pq.ParquetFile(file)
-    wanted = [c.rstrip("?") for c in columns]
-    wanted = [c for c in wanted if c in table.schema_arrow.names] if columns else None
-    for batch in table.iter_batches(batch_size=1000, columns=wanted): yield from batch.to_pylist()
+    table, names = pq.ParquetFile(file), {c.rstrip("?") for c in columns}
+    chosen = [c for c in table.schema_arrow.names if c in names or not columns]
+    for batch in table.iter_batches(1000, columns=chosen): yield from batch.to_pylist()
+
+
+_readers = {".jsonl": _lines, ".csv": _csv, ".parquet": _parquet}
 
 
 def read_rows(
@@ -222,13 +204,11 @@ def read_rows(
 ) -> Iterator[dict]: # Each with `__file__`, the stem, and `__row__`, from 1; raises InputError naming file and row
     "The rows of a file, one at a time"
     file = Path(file)
-    if file.suffix not in _suffixes:
-        raise InputError(f"{file.name} is not of a known kind: it must end in {', '.join(_suffixes)}.")
-    read = {".jsonl": _lines, ".csv": _csv, ".parquet": partial(_parquet, columns=columns)}[file.suffix]
+    if file.suffix not in _readers:
+        raise InputError(f"{file.name} is not of a known kind: it must end in {', '.join(_readers)}.")
     try:
-        for number, row in enumerate(read(file), 1):
-            missing = [c for c in columns if not c.endswith("?") and c not in row]
-            if missing:
+        for number, row in enumerate(_readers[file.suffix](file, columns), 1):
+            if missing := [c for c in columns if not c.endswith("?") and c not in row]:
                 raise InputError(f"{file.name}, row {number}, has no column {missing[0]!r} (it has "
                                  f"{', '.join(sorted(map(str, row)))}): name a file that has it, or its columns by "
                                  "FILE?question=COLUMN&answer=COLUMN.")
@@ -239,6 +219,9 @@ def read_rows(
         raise InputError(f"{file.name} cannot be read ({str(e).splitlines()[0]}): fetch it again.") from None
 
 # %% ../../nbs/problems/13_corpora.ipynb #2ec8cb56
+def _or_local(corpus: Corpus) -> str: return f"or name a local copy as {corpus.name}@PATH."
+
+
 def _download(corpus: Corpus) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
@@ -247,14 +230,14 @@ def _download(corpus: Corpus) -> Path:
                                       allow_patterns=list(corpus.files)))
     except GatedRepoError:
         raise InputError(f"{corpus.hub} is gated: accept its terms on its page at the hub and set HF_TOKEN to a token "
-                         f"of that account, or name a local copy as {corpus.name}@PATH.") from None
+                         f"of that account, {_or_local(corpus)}") from None
     except Exception as e: # the hub's errors and those of the connection have no base of their own in common
-        raise InputError(f"{corpus.hub} cannot be fetched from the hub ({type(e).__name__}): try again later, or name "
-                         f"a local copy as {corpus.name}@PATH.") from None
+        raise InputError(f"{corpus.hub} cannot be fetched from the hub ({type(e).__name__}): try again later, "
+                         f"{_or_local(corpus)}") from None
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    files = sorted(f for f in folder.rglob("*") if f.suffix in _suffixes and f.is_file())
+    files = sorted(f for f in folder.rglob("*") if f.suffix in _readers and f.is_file())
     return [f for f in files if any(fnmatch(f.name, Path(p).name) for p in patterns)]
 
 
@@ -264,21 +247,20 @@ def fetch(
     offline: bool = False, # Whether the hub may not be asked
 ) -> tuple[list[Path], dict]: # Its files, and their origin: hashes, or the hub's commit; raises InputError
     "Where the files of a corpus are"
-    if path is None and offline:
-        raise InputError(f"{corpus.name} would be fetched from the hub, but offline = true: set offline = false, or "
-                         f"name a local copy as {corpus.name}@PATH.")
     if path is None:
+        if offline:
+            raise InputError(f"{corpus.name} would be fetched from the hub, but offline = true: set offline = false, "
+                             f"{_or_local(corpus)}")
         folder = _download(corpus)
-        absent = [p for p in corpus.files if not _matching(folder, (p,))]
-        if absent:
-            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, or name a local "
-                             f"copy as {corpus.name}@PATH.")
+        if absent := [p for p in corpus.files if not _matching(folder, (p,))]:
+            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, "
+                             f"{_or_local(corpus)}")
         return _matching(folder, corpus.files), {"hub": corpus.hub, "revision": folder.name}
     if not path.exists():
         raise InputError(f"{path.name} of {corpus.name} is missing: name a file or folder that is there.")
     files = [path] if path.is_file() else _matching(path, corpus.files) or _matching(path, ("*",))
     if not files:
-        raise InputError(f"{path.name} of {corpus.name} holds no {', '.join(_suffixes)}: name another folder.")
+        raise InputError(f"{path.name} of {corpus.name} holds no {', '.join(_readers)}: name another folder.")
     return files, {"files": {f.name: sha256(f) for f in files}}
 
 # %% ../../nbs/problems/13_corpora.ipynb #36acf14b
@@ -286,12 +268,11 @@ DOMAINS = ("math", "science", "logic", "code")
 _own_keys = ("question", "answer", "choices", "domain", "kind", "trace", "response", "teacher")
 
 
-@dataclass(frozen=True)
-class Spec:
+class Spec(NamedTuple):
     "An entry of `corpora` in settings.ini, read"
     corpus: Corpus
     path: Path | None = None # None: the hub
-    columns: dict[str, str] = field(default_factory=dict) # What a file of one's own calls its columns
+    columns: dict[str, str] = {} # What a file of one's own calls its columns
 
 
 def _parse_own(name: str, columns: dict[str, str], root: Path) -> Spec:
@@ -317,18 +298,13 @@ def parse(
     "Read an entry of `corpora`"
     name, _, rest = text.partition("?")
     if rest: return _parse_own(name, dict(parse_qsl(rest, keep_blank_values=True)), root)
-    name, _, path = text.partition("@")
-    corpora = CORPORA | TRACE_SETS
+    (name, _, path), corpora = text.partition("@"), CORPORA | TRACE_SETS
     if name in corpora: return Spec(corpora[name], root / Path(path).expanduser() if path else None)
-    if Path(name).suffix in _suffixes:
+    if Path(name).suffix in _readers:
         raise InputError(f"{name} needs its columns named: {name}?question=COLUMN&answer=COLUMN.")
     raise InputError(f"Unknown corpus {name!r}: {nearest(name, corpora)}")
 
 
-def rows(
-    spec: Spec,
-    offline: bool = False, # Whether the hub may not be asked
-) -> Iterator[dict]: # Each with `__file__` and `__row__`
-    "The rows of a corpus, one at a time, from the hub or from local files"
-    files, _ = fetch(spec.corpus, spec.path, offline)
-    for file in files: yield from read_rows(file, spec.corpus.columns)
+def rows(spec: Spec, offline: bool = False) -> Iterator[dict]: # Each with `__file__` and `__row__`
+    "The rows of a corpus, one at a time, from the hub (unless `offline`) or from local files"
+    for file in fetch(spec.corpus, spec.path, offline)[0]: yield from read_rows(file, spec.corpus.columns)

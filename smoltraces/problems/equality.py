@@ -14,7 +14,7 @@ import signal
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from decimal import Decimal
-from functools import cache, lru_cache
+from functools import lru_cache
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.util import Finalize
 from threading import Lock
@@ -73,11 +73,8 @@ def _shape(answer: str) -> str: # list, tuple (or an interval), or other
     return "tuple" if inside and answer[0] in "([" and closed == len(answer) - 1 else "other"
 
 
-def _at_once(
-    gold: str, # Normalized, as is the answer
-    answer: str,
-) -> bool | None: # None where it takes mathematics
-    "Whether two answers are equal, where their text says so"
+def _at_once(gold: str, answer: str) -> bool | None: # None where it takes mathematics
+    "Whether two normalized answers are equal, where their text says so"
     if gold == answer: return True
     if len(answer) > 1000: return False
     if _number.fullmatch(gold) and _number.fullmatch(answer): return Decimal(gold) == Decimal(answer)
@@ -94,16 +91,10 @@ _unit = re.compile(r"(?:\s*\\(?:text|mbox|mathrm)\s*\{(?!\s*(?:and|or|to)\b)[^{}
                    r"\s+(?!(?:and|or|to)\b)[A-Za-z]{2,}[A-Za-z ]*)(?:\^\{?\d\}?)?$")
 
 
-@cache
-def _math_verify():
-    "math-verify, imported at first use: it takes a second"
-    import math_verify
-    logging.getLogger("math_verify").setLevel(logging.CRITICAL) # it warns of no time limit: the worker has one
-    return math_verify
-
-
 @lru_cache(4096)
-def _parse(answer: str) -> tuple: return tuple(_math_verify().parse(f"\\boxed{{{answer}}}", parsing_timeout=None))
+def _parse(answer: str) -> list: # Not to be changed: it is cached
+    from math_verify import parse
+    return parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
 
 
 def _far_apart(a, b) -> bool:
@@ -118,10 +109,11 @@ def _far_apart(a, b) -> bool:
 
 def _equal(gold: str, answer: str) -> bool:
     "Whether two normalized answers are equal by mathematics; it may take any time and memory, so a worker does it"
+    from math_verify import verify
     if _number.fullmatch(_unit.sub("", gold)): answer = _unit.sub("", answer)
     a, b = _parse(gold), _parse(answer)
     if a and b and "%" not in gold + answer and _far_apart(a[0], b[0]): return False # soon, and mostly so
-    return _math_verify().verify([*a], [*b], allow_set_relation_comp=True, timeout_seconds=None)
+    return verify([*a], [*b], allow_set_relation_comp=True, timeout_seconds=None)
 
 # %% ../../nbs/problems/11_equality.ipynb #6f654783
 _starting = Lock()
@@ -144,6 +136,7 @@ def _prepare():
     "What a worker does first: it can be ended at once and takes no more than 4 GB, is silent, and loads what it needs"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL) # it warns of no time limit: there is one
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2): os.dup2(nowhere, descriptor)
     _equal("x+1", r"\frac{1}{2}")
@@ -163,12 +156,8 @@ def _end(pool):
 
 
 class Workers:
-    "Processes that compare answers, started when they are first needed. Threads may share them"
-    def __init__(
-        self,
-        n: int = 1,
-        seconds: float = 10, # For one comparison, by the clock
-    ):
+    "n processes that compare answers, each for `seconds` at most, started when first needed; threads may share them"
+    def __init__(self, n: int = 1, seconds: float = 10):
         self.n, self.seconds, self._pool, self._lock = n, seconds, None, Lock()
 
     def _schedule(self, gold: str, answer: str):
@@ -184,16 +173,11 @@ class Workers:
                 self._end = Finalize(None, _end, (self._pool,), exitpriority=0) # or this process would wait for them
             return self._pool.schedule(equality._compare, (gold, answer, self.seconds), timeout=self.seconds)
 
-    def equal(
-        self,
-        gold: str,
-        answer: str, # As a model wrote it
-    ) -> bool: # False as well where the time is up; raises InputError where math-verify is missing
-        "Whether two answers are equal"
+    def equal(self, gold: str, answer: str) -> bool: # Raises InputError where math-verify is missing
+        "Whether two answers are equal; False as well where the time is up"
         if len(answer) > 2000: return gold.strip() == answer.strip()
         gold, answer = normalize(gold), normalize(answer)
-        verdict = _at_once(gold, answer)
-        if verdict is not None: return verdict
+        if (verdict := _at_once(gold, answer)) is not None: return verdict
         from pebble import ProcessExpired
 
         # not above: a worker should start fast

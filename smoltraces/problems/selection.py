@@ -13,12 +13,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from math import ceil
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -51,8 +50,7 @@ QUESTION_SETS = {b.name: b for b in (
 _question_columns = ("problem", "question", "Question", "Problem", "prompt")
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     "A question of a benchmark"
     id: str # The benchmark's name and the row, from 1, e.g. math500/17
     text: str
@@ -83,8 +81,7 @@ def load_questions(
             for k, row in enumerate(rows, 1) if row.get(column)]
 
 # %% ../../nbs/problems/14_selection.ipynb #3ff71cd7
-@dataclass(frozen=True)
-class Overlap:
+class Overlap(NamedTuple):
     "What a problem shares with a benchmark's question"
     question: Question # The one it shares the most with
     shared: int # Different n-grams in both
@@ -124,29 +121,19 @@ class Ngrams:
         return next((Overlap(question, 1, gram, secret) for question, gram in whole.items()), None)
 
 
-def overlaps(
-    pool: Iterable[str], # Texts of problems, read once
-    questions: Iterable[Question],
-    **options, # As for `Ngrams`
-) -> dict[int, Overlap]: # By position in the pool
-    "The texts that share runs of words with a benchmark"
+def overlaps(pool: Iterable[str], questions: Iterable[Question], **options) -> dict[int, Overlap]: # By position
+    "The texts of a pool that share runs of words with a benchmark; options as for `Ngrams`"
     find = Ngrams(questions, **options)
     return {k: overlap for k, text in enumerate(pool) if (overlap := find(text))}
 
 # %% ../../nbs/problems/14_selection.ipynb #97292071
-_numbers, _recall, _step = 128, 0.99, 10_000
-
-
 def bands(threshold: float) -> tuple[int, int]: # How many bands, of how many numbers
     "The longest bands of 128 numbers in all that find 99% of the pairs at a similarity above 0 and at most 1"
-    for size in range(_numbers, 1, -1):
-        count = _numbers // size
-        if 1 - (1 - threshold ** size) ** count >= _recall: return count, size
-    return _numbers, 1
+    return next(((128 // size, size) for size in range(128, 1, -1)
+                 if 1 - (1 - threshold ** size) ** (128 // size) >= 0.99), (128, 1))
 
 # %% ../../nbs/problems/14_selection.ipynb #27a5b3b2
-@dataclass(frozen=True)
-class Repeat:
+class Repeat(NamedTuple):
     "A text that says what an earlier one says"
     index: int # Its position
     kept: int # Position of the earlier text
@@ -161,22 +148,19 @@ def _runs(text: str) -> frozenset[str]:
 def _alike(one: frozenset, other: frozenset) -> float: return len(one & other) / len(one | other)
 
 
-def _meetings(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, list[int]]]:
+def _meetings(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     "Texts that meet others in a band, in order, each with its bands' numbers"
     from rensa import RMinHash
     count, size = bands(threshold)
     mix = np.random.default_rng(0).integers(1, 2**63, size, dtype=np.uint64) | np.uint64(1)
     keys = np.empty((len(texts), count), dtype=np.uint64)
-    for at in range(0, len(texts), _step):
-        sets = [list(_runs(text)) for text in texts[at:at + _step]]
+    for at in range(0, len(texts), 10_000):
+        sets = [list(_runs(text)) for text in texts[at:at + 10_000]]
         rows = RMinHash.digest_matrix_from_token_sets(sets, count * size, 0).to_rows()
         keys[at:at + len(sets)] = np.array(rows, dtype=np.uint64).reshape(-1, count, size) @ mix # wraps around
-    shared = np.zeros(keys.shape, dtype=bool)
-    for band in range(count):
-        _, inverse, counts = np.unique(keys[:, band], return_inverse=True, return_counts=True)
-        shared[:, band] = counts[inverse] > 1
+    shared = np.column_stack([pd.Series(band).duplicated(keep=False) for band in keys.T])
     for k in np.flatnonzero(shared.any(axis=1)).tolist():
-        yield k, [(band, int(keys[k, band])) for band in np.flatnonzero(shared[k]).tolist()]
+        yield k, [(band, keys[k, band]) for band in np.flatnonzero(shared[k])]
 
 
 def near_duplicates(
@@ -208,12 +192,8 @@ def shares(counts: dict, n: int) -> dict: # How many of each; all where there ar
     return whole
 
 
-def stratified(
-    pool: pd.DataFrame, # With columns source and domain
-    n: int,
-    seed: int = 0,
-) -> pd.DataFrame: # n rows, or all where there are fewer, shuffled; they keep their index
-    "Draw rows, keeping the mix of sources and domains"
+def stratified(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled, with their index
+    "Draw n rows (all where there are fewer), keeping the mix in the columns source and domain"
     groups = pool.groupby(["source", "domain"], sort=True).indices
     sample = []
     for key, count in shares({k: len(v) for k, v in groups.items()}, n).items():
@@ -234,12 +214,8 @@ def quotas(counts: dict, n: int) -> dict: # How many of each; all where there ar
     return whole | shares(dict.fromkeys(left, n), n)
 
 
-def draw(
-    pool: pd.DataFrame, # With columns corpus, source and domain
-    n: int,
-    seed: int = 0,
-) -> pd.DataFrame: # n rows, or all where there are fewer, shuffled
-    "Draw from every corpus alike, keeping its own mix"
+def draw(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled
+    "Draw n rows (all where there are fewer), as many from each in the column corpus, keeping its own mix"
     places = pool.groupby("corpus", sort=True).indices
     parts = [stratified(pool.iloc[places[k]], count, seed)
              for k, count in sorted(quotas({k: len(v) for k, v in places.items()}, n).items())]
@@ -248,10 +224,7 @@ def draw(
     return pool.loc[order]
 
 
-def plot_mix(
-    problems: pd.DataFrame, # With columns source and domain
-    axis=None, # Matplotlib's; a new one where None
-):
+def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis; a new one where None
     "How many problems each corpus (each source, where there is one corpus alone) gives to each domain, as bars"
     parts = problems.source.str.partition("/")
     table = pd.crosstab(parts[0] if parts[0].nunique() > 1 else parts[2], problems.domain)
@@ -263,26 +236,26 @@ def plot_mix(
     return axis
 
 # %% ../../nbs/problems/14_selection.ipynb #832ce8e6
-def _removed(problem: dict, corpus: str, reason: str, matched: str, show: bool = True, **why) -> dict:
-    "A row of removed.parquet; the text is left out where the benchmark asks for that"
+def _removed(problem: dict | pd.Series, corpus: str, reason: str, matched: str, **more) -> dict:
+    "A row of removed.parquet"
     return {"id": problem["id"], "corpus": corpus, "source": problem["source"], "reason": reason, "matched": matched,
-            "text": problem["question"][:200] if show else None} | why
+            "text": problem["question"][:200]} | more
 
 
-def _new_problems(spec, rows, ids, find, dropped: Counter, removed: list[dict]) -> Iterator[dict]:
+def _new_problems(corpus, rows, ids, find, dropped: Counter, removed: list[dict]) -> Iterator[dict]:
     "The problems of `read_corpus`; what is not one of them is counted or listed"
-    name = spec.corpus.name
     for row in rows:
-        problem = problem_of(spec.corpus, row)
+        problem = problem_of(corpus, row)
         if isinstance(problem, str):
             dropped[problem] += 1
             continue
         overlap, problem = find(problem.question), vars(problem)
         if overlap:
-            show = not overlap.secret
-            removed.append(_removed(problem, name, f"overlaps {overlap.question.benchmark}", overlap.question.id, show,
-                                    shared=overlap.shared, ngram=overlap.ngram if show else None))
-        elif problem["id"] in ids: removed.append(_removed(problem, name, "duplicate", problem["id"], similarity=1.0))
+            text = {"text": None} if overlap.secret else {"ngram": overlap.ngram}
+            removed.append(_removed(problem, corpus.name, f"overlaps {overlap.question.benchmark}",
+                                    overlap.question.id, shared=overlap.shared, **text))
+        elif problem["id"] in ids:
+            removed.append(_removed(problem, corpus.name, "duplicate", problem["id"], similarity=1.0))
         else:
             ids.add(problem["id"])
             yield problem
@@ -296,12 +269,11 @@ def read_corpus(
 ) -> tuple[pd.DataFrame, list[dict], dict]: # Problems, what was removed, and counts
     "The problems of a corpus that can be judged and are new"
     from tqdm.auto import tqdm
-    files, origin = fetch(spec.corpus, spec.path, offline)
-    corpus, dropped, removed, parts = spec.corpus, Counter(), [], []
+    corpus, dropped, removed = spec.corpus, Counter(), []
+    files, origin = fetch(corpus, spec.path, offline)
     rows = (row for file in files for row in read_rows(file, corpus.columns))
-    stream = _new_problems(spec, tqdm(rows, desc=corpus.name, unit=" rows", delay=1), ids, find, dropped, removed)
-    while chunk := list(islice(stream, 10_000)): parts.append(pd.DataFrame(chunk)) # columns need less than rows
-    problems = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=problem_schema.names)
+    rows = tqdm(rows, desc=corpus.name, unit=" rows", delay=1)
+    problems = pd.DataFrame(_new_problems(corpus, rows, ids, find, dropped, removed), columns=problem_schema.names)
     return problems.assign(corpus=corpus.name), removed, {
         "corpus": corpus.name, "about": corpus.about, "licence": corpus.licence, **origin,
         "rows": len(problems) + dropped.total() + len(removed), "dropped": dict(sorted(dropped.items()))}
@@ -315,22 +287,16 @@ def gather(
     least: int = 1, # Shared runs from which a problem is removed
     similar: float = 0.8, # From which two problems count as one
     offline: bool = False,
-) -> tuple[pd.DataFrame, list[dict], list[dict]]: # The pool, what was removed, and counts by corpus
+) -> tuple[pd.DataFrame, list[dict], tuple[dict]]: # The pool, what was removed, and counts by corpus
     "The problems of some corpora, without repeats and without what the benchmarks ask"
     ids, find = set(held_out), Ngrams(questions, words, least)
-    parts, removed, funnel = [], [], []
-    for spec in specs:
-        part, losses, counts = read_corpus(spec, ids, find, offline)
-        parts.append(part)
-        removed += losses
-        funnel.append(counts)
-    pool = pd.concat(parts, ignore_index=True)
-    del part, parts, ids # so that a large pool stands in memory once
+    parts, losses, funnel = zip(*(read_corpus(spec, ids, find, offline) for spec in specs), strict=True)
+    pool, removed = pd.concat(parts, ignore_index=True), [row for rows in losses for row in rows]
+    del parts, ids # so that a large pool stands in memory once
     repeats = near_duplicates(pool.question, similar, ["" if c is None else "\n".join(c) for c in pool.choices])
     for repeat in repeats:
-        row = pool.iloc[repeat.index].to_dict()
-        removed.append(_removed(row, row["corpus"], "near duplicate", pool.id.iloc[repeat.kept],
-                                similarity=repeat.similarity))
+        row, kept = pool.iloc[repeat.index], pool.id.iloc[repeat.kept]
+        removed.append(_removed(row, row["corpus"], "near duplicate", kept, similarity=repeat.similarity))
     pool = pool.drop(index=[r.index for r in repeats]).reset_index(drop=True)
     reasons, left = Counter((r["corpus"], r["reason"]) for r in removed), Counter(pool.corpus)
     for counts in funnel:
@@ -342,10 +308,6 @@ def gather(
 def surplus(n_train: int) -> int:
     "Training problems to draw so that `n_train` are left after the filters"
     return ceil(1.25 * n_train) + 8
-
-# %% ../../nbs/problems/14_selection.ipynb #6981d7dd
-_removed_schema = pa.schema([(c, pa.string()) for c in ("id", "corpus", "source", "reason", "matched")] + [
-    ("shared", pa.int64()), ("ngram", pa.string()), ("similarity", pa.float64()), ("text", pa.string())])
 
 
 def _from_corpora(cfg: Settings) -> pd.DataFrame:
@@ -368,7 +330,9 @@ def _from_corpora(cfg: Settings) -> pd.DataFrame:
     if len(sample) < cfg.n_problems:
         summary["note"] = f"All {len(sample):,} problems left are taken; n_problems asks for {cfg.n_problems:,}."
         print(summary["note"])
-    write_parquet(cfg.path("problems", "removed.parquet"), removed, _removed_schema)
+    columns = [(c, pa.string()) for c in ("id", "corpus", "source", "reason", "matched")] + [
+        ("shared", pa.int64()), ("ngram", pa.string()), ("similarity", pa.float64()), ("text", pa.string())]
+    write_parquet(cfg.path("problems", "removed.parquet"), removed, pa.schema(columns))
     write_json(cfg.path("problems", "funnel.json"), summary)
     frame = pd.concat([held, sample[problem_schema.names]], ignore_index=True)
     frame.attrs |= {"repeats": held.attrs["repeats"], "funnel": summary}
@@ -396,10 +360,11 @@ def funnel(cfg: Settings) -> pd.DataFrame: # Steps down, corpora (families of em
         table = {c["corpus"]: c | {f"- {why}": n for loss in losses for why, n in c[loss].items()} for c in corpora}
         reasons = [sorted({why for c in corpora for why in c[loss]}, key=lambda why: ("duplicate" in why, why))
                    for loss in losses]
-        steps = ["rows", *(f"- {why}" for part in reasons for why in part), "kept", "sampled"]
+        frame = pd.DataFrame(table).reindex(["rows", *(f"- {why}" for part in reasons for why in part), "kept",
+                                             "sampled"])
     else:
-        table = {task: {f"{split}, {kind}": counts[kind].get(split, {}).get(task, 0) for split in counts["repeats"]
-                        for kind in ("repeats", "drawn")} for task in counts["repeats"]["train"]}
-        steps = [f"{split}, {kind}" for split in counts["repeats"] for kind in ("repeats", "drawn")]
-    frame = pd.DataFrame(table).reindex(steps).fillna(0).astype(int)
+        table = {f"{split}, {kind}": counts[kind].get(split, {}) for split in counts["repeats"]
+                 for kind in ("repeats", "drawn")}
+        frame = pd.DataFrame(table).T
+    frame = frame.fillna(0).astype(int)
     return frame.assign(all=frame.sum(axis=1)).rename_axis("step")
