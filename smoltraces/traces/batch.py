@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -82,13 +82,13 @@ class Job:
     done: int = 0 # Requests that the server has answered
     error: str = "" # Why it failed as a whole
     error_code: str = ""
-    unreadable: list[str] = field(default_factory=list) # Lines of the results
 
     def __post_init__(self):
         with open(self.input) as f: self.keys = {key_of(json.loads(line)) for line in f}
 
     def responses(self, endpoint: Endpoint, results: list[Path]) -> Iterator[tuple[Request, Response]]:
         "Each request with what became of it, once"
+        unreadable, reason = [], self.error or f"batch {self.batch_id} ended without an answer"
         with open(self.input) as f: missing = {r.key: r for r in map(request_of, f)}
         for file in results:
             for number, text in enumerate(file.read_bytes().splitlines(), 1):
@@ -96,8 +96,9 @@ class Job:
                 except ValueError: line = None
                 if r := missing.pop(key_of(line), None): yield r, read_line(endpoint, r, line)
                 elif key_of(line) not in self.keys:
-                    self.unreadable.append(f"line {number} of the {file.stem.rpartition('-')[2]} file")
-        reason = self.error or f"batch {self.batch_id} ended without an answer"
+                    unreadable.append(f"line {number} of the {file.stem.rpartition('-')[2]} file")
+        if unreadable: warnings.warn(f"Batch {self.batch_id} has results that cannot be read: "
+                                     f"{', '.join(unreadable[:5])}.", stacklevel=2)
         for r in missing.values(): yield r, Response(r.key, r.model, "failed", detail=reason)
 
 # %% ../../nbs/traces/32_batch.ipynb #080aaf81
@@ -108,7 +109,7 @@ class NoReply(InputError):
 class NotFound(InputError):
     "The server does not have what it is asked about"
 
-# %% ../../nbs/traces/32_batch.ipynb #8ec85b3c
+
 class BatchApi:
     "Files and batches at an endpoint"
 
@@ -235,7 +236,7 @@ class _Submission(_Jobs):
 
     def submit(self, requests: list[Request]):
         "Claim, write down, submit; or join the batch of these requests that the server has: it is paid for"
-        tag = next(tag for tag in self._tags(requests) if tag not in self.merged)
+        tag = self._tag(requests)
         claimed = self.source.claim(requests, self.owner(tag), DISCOUNT)
         if not claimed: return self.store.retire(self.owner(tag))
         try:
@@ -250,12 +251,12 @@ class _Submission(_Jobs):
             self.source.more.extend(claimed)
             raise
 
-    def _tags(self, requests: list[Request]) -> Iterator[str]:
-        "Names for a batch of these requests, but for those of batches at the server that ended with nothing"
+    def _tag(self, requests: list[Request]) -> str:
+        "A name for a batch of these requests; not that of one which was merged, or ended at the server with nothing"
         content = hashlib.sha256("\n".join(sorted(r.key for r in requests)).encode()).hexdigest()[:16]
         for tag in (f"{content}-{n}" for n in count()):
             batch = self.at_server.get(tag)
-            if not batch or batch.status not in _ENDED or batch.output_file_id: yield tag
+            if tag not in self.merged and (not batch or batch.status not in _ENDED or batch.output_file_id): return tag
 
     def deliver(self, pairs: list[tuple[Request, Response]]):
         "Hand on what this call was asked for; what `then` returns is asked next"
@@ -301,8 +302,6 @@ class _Run(_Submission):
             self.store.put([response for _, response in pairs], [r for r, _ in pairs])
             answered += sum(response.final for _, response in pairs)
             self.deliver([pair for pair in pairs if self._is_done(*pair, tries)])
-        if job.unreadable: warnings.warn(f"Batch {job.batch_id} has results that cannot be read: "
-                                         f"{', '.join(job.unreadable[:5])}.", stacklevel=2)
         self.store.retire(self.owner(job.tag))
         for file in (*results, job.input): file.unlink()
         self.merged.add(job.tag)

@@ -229,9 +229,8 @@ async def call(
         return Failure("retry", _NO_CONNECTION if refused else f"the connection broke ({type(e).__name__})")
     except json.JSONDecodeError: return Failure("retry", "an answer that is not whole JSON")
     except ValueError as e: # JSON that is no completion; an error may hide in a success
-        error = body.get("error") if isinstance(body, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        if isinstance(code, int) and code >= 400: return read_error(endpoint, code, body)
+        code = _error_of(body)[0].split()[0]
+        if code.isdigit() and int(code) >= 400: return read_error(endpoint, int(code), body)
         return Failure("retry", endpoint.redact(str(e)))
 
 # %% ../../nbs/traces/31_client.ipynb #c87beb9a
