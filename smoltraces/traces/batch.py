@@ -17,7 +17,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -80,58 +80,26 @@ class Job:
     batch_id: str
     input: Path
     done: int = 0 # Requests that the server has answered
-    status: str = "" # The server's word
     error: str = "" # Why it failed as a whole
     error_code: str = ""
-    unreadable: list[str] = field(default_factory=list) # Lines of the results
 
-    def __post_init__(self): self.offsets = self._offsets()
-
-    def _offsets(self) -> dict[str, int]:
-        "Where the line of each request begins in the input, by key: the texts of a batch may not fit in memory"
-        offsets, at = {}, 0
-        with open(self.input, "rb") as f:
-            for line in f:
-                offsets[key_of(json.loads(line))] = at
-                at += len(line)
-        return offsets
-
-    @property
-    def requests(self) -> int: return len(self.offsets)
-
-    @property
-    def too_large(self) -> bool: return self.error_code == "token_limit_exceeded" and self.requests > 1
-
-    @property
-    def reason(self) -> str:
-        "Why a request of it may have no answer"
-        lines = f"; unreadable: {', '.join(self.unreadable[:5])}" if self.unreadable else ""
-        return self.error or f"batch {self.batch_id} {self.status or 'ended'} without an answer{lines}"
+    def __post_init__(self):
+        with open(self.input) as f: self.keys = {key_of(json.loads(line)) for line in f}
 
     def responses(self, endpoint: Endpoint, results: list[Path]) -> Iterator[tuple[Request, Response]]:
         "Each request with what became of it, once"
-        missing = dict(self.offsets)
-        with open(self.input, "rb") as lines:
-            def request(key: str) -> Request:
-                lines.seek(missing.pop(key))
-                return request_of(lines.readline())
-
-            for place, line in _lines(results):
-                if (key := key_of(line)) in missing:
-                    r = request(key)
-                    yield r, read_line(endpoint, r, line)
-                elif key not in self.offsets: self.unreadable.append(place)
-            for key in list(missing): yield (r := request(key)), Response(key, r.model, "failed", detail=self.reason)
-
-
-def _lines(results: list[Path]) -> Iterator[tuple[str, dict | None]]: # None for what is not JSON
-    "The lines of the results with the place of each"
-    for file in results:
-        with open(file, "rb") as f:
-            for number, text in enumerate(f, 1):
+        unreadable, reason = [], self.error or f"batch {self.batch_id} ended without an answer"
+        with open(self.input) as f: missing = {r.key: r for r in map(request_of, f)}
+        for file in results:
+            for number, text in enumerate(file.read_bytes().splitlines(), 1):
                 try: line = json.loads(text)
                 except ValueError: line = None
-                yield f"line {number} of the {file.stem.rpartition('-')[2]} file", line
+                if r := missing.pop(key_of(line), None): yield r, read_line(endpoint, r, line)
+                elif key_of(line) not in self.keys:
+                    unreadable.append(f"line {number} of the {file.stem.rpartition('-')[2]} file")
+        if unreadable: warnings.warn(f"Batch {self.batch_id} has results that cannot be read: "
+                                     f"{', '.join(unreadable[:5])}.", stacklevel=2)
+        for r in missing.values(): yield r, Response(r.key, r.model, "failed", detail=reason)
 
 # %% ../../nbs/traces/32_batch.ipynb #080aaf81
 class NoReply(InputError):
@@ -141,7 +109,7 @@ class NoReply(InputError):
 class NotFound(InputError):
     "The server does not have what it is asked about"
 
-# %% ../../nbs/traces/32_batch.ipynb #8ec85b3c
+
 class BatchApi:
     "Files and batches at an endpoint"
 
@@ -173,18 +141,11 @@ class BatchApi:
         with self._plain_errors("take a file"), open(file, "rb") as f:
             return self.client.files.create(file=(file.name, f), purpose="batch").id
 
-    def submit(self, tag: str, input_id: str) -> str: # The id of the batch; where one has this tag already, of that
-        "Submit a batch, once"
-        for pause in (1, 5, 0):
-            if batch := self.submitted().get(tag): return batch.id
-            try:
-                with self._plain_errors("take a batch"):
-                    return self.client.with_options(max_retries=0).batches.create(
-                        input_file_id=input_id, endpoint=_ENDPOINT, completion_window="24h",
-                        metadata={"smoltraces": tag}).id
-            except NoReply:
-                if not pause: raise
-                time.sleep(pause)
+    def submit(self, tag: str, input_id: str) -> str: # The id of the batch
+        "Submit a batch, once; after `NoReply`, `submitted` tells whether it arrived"
+        with self._plain_errors("take a batch"):
+            return self.client.with_options(max_retries=0).batches.create(
+                input_file_id=input_id, endpoint=_ENDPOINT, completion_window="24h", metadata={"smoltraces": tag}).id
 
     def submitted(self) -> dict: # By tag; the oldest of each
         "The batches of the last month that were submitted from here"
@@ -224,14 +185,13 @@ class _Jobs:
         return f"batch {self.endpoint.host} {self.endpoint.model} {tag}"
 
     def recover(self):
-        "Take up what earlier runs left, here or at the server"
-        self.at_server, owners = self.api.submitted(), self.store.named_owners()
-        tags = {owner.rpartition(" ")[2] for owner in owners}
+        "Take up what earlier runs left, here or at the server, or what a lost reply leaves open"
+        self.at_server = self.api.submitted()
+        tag_of = {owner: owner.rpartition(" ")[2] for owner in self.store.named_owners()}
         for file in self.folder.glob("*.jsonl"):
-            if file.stem.partition("--")[0] not in tags: file.unlink() # it was merged, or is found at the server
-        for owner in owners:
-            tag = owner.rpartition(" ")[2]
-            if owner != self.owner(tag): continue # another endpoint's
+            if file.stem.partition("--")[0] not in tag_of.values(): file.unlink() # merged, or found at the server
+        for owner, tag in tag_of.items():
+            if owner != self.owner(tag) or tag in self.jobs: continue # another endpoint's, or under way
             if file := next(self.folder.glob(f"{tag}--*.jsonl"), None):
                 self.jobs[tag] = Job(tag, unquote(file.stem.partition("--")[2]), file)
             elif not self.adopt(tag): # it was not submitted
@@ -259,7 +219,7 @@ class _Submission(_Jobs):
 
     def next_file(self) -> list[Request]:
         "As many requests as one file may hold"
-        requests, size, taken = {}, 0, {key for job in self.jobs.values() for key in job.offsets}
+        requests, size, taken = {}, 0, set().union(*(job.keys for job in self.jobs.values()))
         while len(requests) < self.limit:
             if not self.ready:
                 new, stored = self.source.next(500)
@@ -276,23 +236,27 @@ class _Submission(_Jobs):
 
     def submit(self, requests: list[Request]):
         "Claim, write down, submit; or join the batch of these requests that the server has: it is paid for"
-        tag = next(tag for tag in self._tags(requests) if tag not in self.merged)
+        tag = self._tag(requests)
         claimed = self.source.claim(requests, self.owner(tag), DISCOUNT)
-        if job := claimed and self.adopt(tag):
-            self.store.release(rest := [r for r in claimed if r.key not in job.offsets]).result()
-            self.source.more.extend(rest)
-        elif not claimed: self.store.retire(self.owner(tag))
-        else:
-            with atomic(self._written(tag)) as temporary, open(temporary, "w") as f:
-                for r in claimed: f.write(line_of(r) + "\n")
-            self._take_up(tag, self.api.submit(tag, self.api.upload(self._written(tag))))
+        if not claimed: return self.store.retire(self.owner(tag))
+        try:
+            if job := self.adopt(tag):
+                self.store.release(rest := [r for r in claimed if r.key not in job.keys]).result()
+                self.source.more.extend(rest)
+            else:
+                with atomic(self._written(tag)) as temporary, open(temporary, "w") as f:
+                    for r in claimed: f.write(line_of(r) + "\n")
+                self._take_up(tag, self.api.submit(tag, self.api.upload(self._written(tag))))
+        except NoReply: # asked again, but for those that `recover` finds to be under way
+            self.source.more.extend(claimed)
+            raise
 
-    def _tags(self, requests: list[Request]) -> Iterator[str]:
-        "Names for a batch of these requests, but for those of batches at the server that ended with nothing"
+    def _tag(self, requests: list[Request]) -> str:
+        "A name for a batch of these requests; not that of one which was merged, or ended at the server with nothing"
         content = hashlib.sha256("\n".join(sorted(r.key for r in requests)).encode()).hexdigest()[:16]
         for tag in (f"{content}-{n}" for n in count()):
             batch = self.at_server.get(tag)
-            if not batch or batch.status not in _ENDED or batch.output_file_id: yield tag
+            if tag not in self.merged and (not batch or batch.status not in _ENDED or batch.output_file_id): return tag
 
     def deliver(self, pairs: list[tuple[Request, Response]]):
         "Hand on what this call was asked for; what `then` returns is asked next"
@@ -313,75 +277,72 @@ class _Run(_Submission):
     def poll(self, job: Job):
         "See how a batch is doing, and merge its results when it has ended"
         batch = self.api.retrieve(job.batch_id)
-        if batch.status in _ENDED: self.merge(job, self._fetch(job, batch))
+        if batch.status in _ENDED: self.merge(job, batch)
         elif counts := batch.request_counts: job.done = counts.completed + counts.failed
 
     def _fetch(self, job: Job, batch) -> list[Path]:
-        job.status, job.unreadable, results = batch.status, [], []
+        results = []
         if batch.errors and batch.errors.data:
             first = batch.errors.data[0]
             job.error_code, line = first.code or "", f"line {first.line}: " if first.line else ""
             job.error = self.endpoint.redact(f"{line}{first.message}")[:300]
         for kind, file_id in (("output", batch.output_file_id), ("error", batch.error_file_id)):
             if not file_id: continue
-            try: results.append(self.api.download(file_id, job.input.with_name(f"{job.tag}-{kind}.jsonl")))
+            try: results.append(self.api.download(file_id, self.folder / f"{job.tag}-{kind}.jsonl"))
             except NotFound: job.error = "the server has deleted the results"
         return results
 
-    def merge(self, job: Job, results: list[Path]):
-        "Put the answers into the store"
-        answered, responses = 0, job.responses(self.endpoint, results)
+    def merge(self, job: Job, batch):
+        "Put the answers of a batch that has ended into the store"
+        results, n, answered = self._fetch(job, batch), len(job.keys), 0
+        too_large = job.error_code == "token_limit_exceeded" and n > 1
+        tries = float("inf") if too_large else 0 if job.error_code else ROUNDS
+        responses = job.responses(self.endpoint, results)
         while pairs := list(islice(responses, 200)):
             self.store.put([response for _, response in pairs], [r for r, _ in pairs])
             answered += sum(response.final for _, response in pairs)
-            self.deliver([pair for pair in pairs if self._is_done(job, *pair)])
-        if job.unreadable: warnings.warn(f"Batch {job.batch_id} has results that cannot be read: "
-                                         f"{', '.join(job.unreadable[:5])}.", stacklevel=2)
+            self.deliver([pair for pair in pairs if self._is_done(*pair, tries)])
         self.store.retire(self.owner(job.tag))
         for file in (*results, job.input): file.unlink()
         self.merged.add(job.tag)
         del self.jobs[job.tag]
-        if job.status != "failed" or answered: return
-        if job.too_large: self.limit = max(1, job.requests // 2)
-        else: self.refusal = (f"{self.endpoint.host} refused a batch of {job.requests} requests ("
-                              f"{job.error or job.error_code}): mend that and run again; every answer so far is kept.")
+        if batch.status != "failed" or answered: return
+        if too_large: self.limit = max(1, n // 2)
+        else: self.refusal = (f"{self.endpoint.host} refused a batch of {n} requests ({job.error or job.error_code}): "
+                              "mend that and run again; every answer so far is kept.")
 
-    def _is_done(self, job: Job, request: Request, response: Response) -> bool: # False where it is asked again
+    def _is_done(self, request: Request, response: Response, tries: float) -> bool: # False where it is asked again
         totals = self.source.totals
         self.tries[request.key] += 1
         totals.tries += 1
         totals.add(response)
-        again = job.too_large or not job.error_code and self.tries[request.key] < ROUNDS
-        if response.status == "failed" and again: self.source.more.append(request)
+        if response.status == "failed" and self.tries[request.key] < tries: self.source.more.append(request)
         else: totals.statuses[response.status] += 1
-        return response.status != "failed" or not again
+        return response.status != "failed" or self.tries[request.key] >= tries
 
 # %% ../../nbs/traces/32_batch.ipynb #a1c6789a
-def _show(bar, run: _Run):
-    totals, jobs = run.source.totals, run.jobs.values()
-    bar.total = totals.done + sum(job.requests for job in jobs)
-    bar.set_postfix_str(f"${totals.cost_usd:.2f}, {len(jobs)} under way", refresh=False)
-    bar.update(max(0, totals.done + sum(job.done for job in jobs) - bar.n))
-
-
 def _go(run: _Run, poll_seconds: float, wait: bool, bar):
     run.recover()
-    reached = time.monotonic()
+    reached, lost, source = time.monotonic(), False, run.source
     while True:
-        idle, submitted = not run.jobs, False
-        while requests := run.next_file():
-            run.submit(requests)
-            submitted = True
-        if not run.jobs and not run.source.unfinished: return
-        if idle and submitted and not run.jobs: run.source.check_budget()
         try:
+            if lost: run.recover()
+            idle, submitted, lost = not run.jobs, False, False
+            while requests := run.next_file():
+                run.submit(requests)
+                submitted = True
+            if not run.jobs and not source.unfinished: return
+            if idle and submitted and not run.jobs: source.check_budget()
             for job in list(run.jobs.values()): run.poll(job)
             reached = time.monotonic()
         except NoReply: # an outage of the server is waited out
+            lost = True
             if not wait or time.monotonic() - reached > 30 * poll_seconds: raise
-        _show(bar, run)
+        bar.total = source.totals.done + sum(len(job.keys) for job in run.jobs.values())
+        bar.set_postfix_str(f"${source.totals.cost_usd:.2f}, {len(run.jobs)} under way", refresh=False)
+        bar.update(max(0, source.totals.done + sum(job.done for job in run.jobs.values()) - bar.n))
         if not wait: return
-        if not run.source.more: time.sleep(poll_seconds if run.jobs else min(1, poll_seconds))
+        if lost or not source.more: time.sleep(poll_seconds if lost or run.jobs else min(1, poll_seconds))
 
 
 def ask_batch(
@@ -408,5 +369,5 @@ def ask_batch(
                          "it.") from None
     source.totals.seconds = time.monotonic() - began
     if run.refusal: raise InputError(run.refusal)
-    source.totals.pending += sum(job.requests for job in run.jobs.values())
+    source.totals.pending += sum(len(job.keys) for job in run.jobs.values())
     return source.totals

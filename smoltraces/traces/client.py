@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from operator import length_hint
 from typing import NamedTuple
@@ -69,13 +70,13 @@ class Endpoint:
 
     def key(self) -> str: # Raises InputError where the environment lacks it
         "The API key from the environment"
-        if key := os.environ.get(self.key_name, "") if self.key_name else "": return key
+        if key := os.environ.get(self.key_name): return key
         if not self.key_name or urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1"): return "none"
         raise InputError(f"{self.model} needs an API key: set {self.key_name} in the environment.")
 
     def redact(self, text: str) -> str:
         "The text without the key, should the endpoint repeat it"
-        if key := os.environ.get(self.key_name, "") if self.key_name else "": text = text.replace(key, "…")
+        if key := os.environ.get(self.key_name): text = text.replace(key, "…")
         return re.sub(r"\bg?sk-[\w*.-]+", "…", text)
 
     def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
@@ -100,20 +101,18 @@ def split_thinking(
     content: str,
 ) -> tuple[str, str, bool]: # The thinking, the rest, and whether the thinking was closed
     "Thinking that stands in the content"
-    head, closing, tail = content.rpartition("</think>")
-    if closing:
-        before, opening, thinking = head.partition("<think>")
-        if not opening: before, thinking = "", head
-        return thinking.strip(), (before + tail).strip(), True
+    if match := re.fullmatch("(?:(.*?)<think>)?(.*)</think>(.*)", content, re.DOTALL):
+        before, thinking, after = match.groups("")
+        return thinking.strip(), (before + after).strip(), True
     before, opening, thinking = content.partition("<think>")
-    return (thinking.strip(), before.strip(), False) if opening else ("", content.strip(), True)
+    return thinking.strip(), before.strip(), not opening
 
 # %% ../../nbs/traces/31_client.ipynb #012f4003
-def _error_message(body) -> str:
-    "The message in an error's body"
+def _error_of(body) -> tuple[str, str]: # Code, message
     error = body.get("error", body) if isinstance(body, dict) else body
-    text = error.get("message") or error.get("detail") or "" if isinstance(error, dict) else error or ""
-    return " ".join(str(text).split())[:200]
+    if not isinstance(error, dict): error = {"message": error}
+    text = error.get("message") or error.get("detail") or ""
+    return f"{error.get('code')} {error.get('type')}", " ".join(str(text).split())[:200]
 
 
 def _parts(message: dict) -> tuple[str, str, bool]:
@@ -133,7 +132,7 @@ def read_completion(
     "What an endpoint answered"
     try: choice, message = body["choices"][0], body["choices"][0]["message"]
     except (KeyError, IndexError, TypeError):
-        raise ValueError(_error_message(body) or "an answer without choices") from None
+        raise ValueError(_error_of(body)[1] or "an answer without choices") from None
     if not isinstance(message, dict): raise ValueError("an answer without a message")
     finish, refusal = choice.get("finish_reason"), message.get("refusal")
     if finish in ("error", "insufficient_system_resource"): raise ValueError(f"an answer broken off ({finish})")
@@ -156,7 +155,7 @@ def read_completion(
 # %% ../../nbs/traces/31_client.ipynb #bfb1011f
 class Failure(NamedTuple):
     "Why there is no answer"
-    kind: str # retry, timeout, no connection, rate limit, rejected, filtered, or stop
+    kind: str # retry, timeout, rate limit, rejected, filtered, or stop
     reason: str
     retry_after: float = 0.0 # Seconds that the endpoint asks for
 
@@ -193,9 +192,8 @@ def read_error(
     headers=None,
 ) -> Failure:
     "What an endpoint's refusal means; the reason names the variable of the key, and nothing of the key"
-    error = body.get("error", body) if isinstance(body, dict) else {}
-    code = f"{error.get('code')} {error.get('type')}" if isinstance(error, dict) else ""
-    message, wait = endpoint.redact(_error_message(body)), retry_after(headers or {})
+    code, message = map(endpoint.redact, _error_of(body))
+    wait = retry_after(headers or {})
     if "content_filter" in code or "content_policy" in code or status == 403 and re.search("moderat|flagged", message):
         return Failure("filtered", f"the prompt was filtered: {message}")
     if reason := _reason_to_stop(endpoint, status, code, wait): return Failure("stop", reason)
@@ -204,13 +202,7 @@ def read_error(
     return Failure(kind, f"status {status}: {message}", wait)
 
 # %% ../../nbs/traces/31_client.ipynb #367d042b
-def _connection_failure(error: Exception) -> Failure:
-    "A connection that was not opened, or broke"
-    import aiohttp
-    while error.__cause__: error = error.__cause__
-    if isinstance(error, (aiohttp.ClientConnectorError, ConnectionRefusedError)):
-        return Failure("no connection", "no connection")
-    return Failure("retry", f"the connection broke ({type(error).__name__})")
+_NO_CONNECTION = "cannot be reached"
 
 
 async def call(
@@ -231,30 +223,26 @@ async def call(
     except TimeoutError: return Failure("timeout", f"no answer within {endpoint.timeout:g} s")
     except openai.APIStatusError as e:
         return read_error(endpoint, e.status_code, e.response.text if e.body is None else e.body, e.response.headers)
-    except (openai.APIConnectionError, aiohttp.ClientError, OSError) as e: return _connection_failure(e)
+    except (openai.APIConnectionError, aiohttp.ClientError, OSError) as e:
+        while e.__cause__: e = e.__cause__
+        refused = isinstance(e, (aiohttp.ClientConnectorError, ConnectionRefusedError))
+        return Failure("retry", _NO_CONNECTION if refused else f"the connection broke ({type(e).__name__})")
     except json.JSONDecodeError: return Failure("retry", "an answer that is not whole JSON")
     except ValueError as e: # JSON that is no completion; an error may hide in a success
-        error = body.get("error") if isinstance(body, dict) else None
-        code = error.get("code") if isinstance(error, dict) else None
-        if isinstance(code, int) and code >= 400: return read_error(endpoint, code, body)
+        code = _error_of(body)[0].split()[0]
+        if code.isdigit() and int(code) >= 400: return read_error(endpoint, int(code), body)
         return Failure("retry", endpoint.redact(str(e)))
 
 # %% ../../nbs/traces/31_client.ipynb #c87beb9a
-@dataclass
 class AdaptiveConcurrency:
     "A limit on requests in flight that falls with rate limit errors and rises with successes"
-    max: int # Where it begins, and what it never exceeds
-    min: int = 1
-    decrease_factor: float = 0.7 # What a rate limit error leaves of it
-    increase: float = 0.1 # What a success adds
-    cautious_increase: float = 0.02 # What a success adds near the last cut
-    caution_share: float = 0.9 # Of where the last cut was: there, "near" begins
 
-    def __post_init__(self): self.limit, self._ceiling, self._cut = float(self.max), float(self.max), time.monotonic()
+    def __init__(self, max: int): # Where it begins, and what it never exceeds
+        self.max, self.limit, self._ceiling, self._cut = max, float(max), float(max), time.monotonic()
 
     def success(self):
-        step = self.increase if self.limit < self.caution_share * self._ceiling else self.cautious_increase
-        self.limit = min(self.max, self.limit + step)
+        near = self.limit >= 0.9 * self._ceiling # where the last cut was
+        self.limit = min(self.max, self.limit + (0.02 if near else 0.1))
 
     def rate_limited(
         self,
@@ -263,7 +251,7 @@ class AdaptiveConcurrency:
     ):
         if started < self._cut: return
         self._cut, self._ceiling = time.monotonic(), min(self.limit, in_flight)
-        self.limit = max(float(self.min), self._ceiling * self.decrease_factor)
+        self.limit = max(1.0, 0.7 * self._ceiling)
 
 # %% ../../nbs/traces/31_client.ipynb #71e9179b
 class RunStopped(Exception):
@@ -276,45 +264,34 @@ class RequestQueue:
     def __init__(self, concurrency: AdaptiveConcurrency, tokens_per_minute: int = 0):
         self.concurrency, self.in_flight, self.paused_until = concurrency, 0, 0.0
         self.token_rate, self.tokens, self._filled = tokens_per_minute / 60, tokens_per_minute / 20, time.monotonic()
-        self._waiting, self._timer, self._closed = deque(), None, False
+        self._turn, self._changed, self._closed = asyncio.Lock(), asyncio.Event(), False
 
-    def _delay(self) -> float: # Seconds; infinite where a request in flight has to end first
+    def _delay(self) -> float | None: # Seconds; None where a request in flight has to end first
         now = time.monotonic()
         if self.token_rate:
             self.tokens = min(self.tokens + (now - self._filled) * self.token_rate, self.token_rate * 3)
             self._filled = now
             if self.tokens <= 0: return max(self.paused_until - now, 0.01 - self.tokens / self.token_rate)
         if now < self.paused_until: return self.paused_until - now
-        return 0.0 if self.in_flight < max(1, int(self.concurrency.limit)) else float("inf")
+        return 0.0 if self.in_flight < max(1, int(self.concurrency.limit)) else None
 
-    async def enter(self, tokens: int, first: bool = False) -> float: # The time it was let in, for `rate_limited`
-        "Wait for a place; `first` goes ahead of the queue"
-        if self._closed: raise RunStopped
-        place = asyncio.get_running_loop().create_future()
-        (self._waiting.appendleft if first else self._waiting.append)((place, tokens))
-        self._admit()
-        await place
-        return time.monotonic()
-
-    def _admit(self):
-        while self._waiting and not (delay := self._delay()):
-            place, tokens = self._waiting.popleft()
-            if place.done(): continue
+    async def enter(self, tokens: int) -> float: # The time it was let in, for `rate_limited`; raises RunStopped
+        "Wait for a place"
+        async with self._turn: # the others wait in a line
+            while not self._closed and (delay := self._delay()) != 0:
+                self._changed.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(delay): await self._changed.wait()
+            if self._closed: raise RunStopped
             self.in_flight += 1
             self.tokens -= tokens
-            place.set_result(None)
-        if self._waiting and delay < float("inf") and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(delay, self._admit_later)
-
-    def _admit_later(self):
-        self._timer = None
-        self._admit()
+            return time.monotonic()
 
     def leave(self, unused_tokens: int = 0):
         "Give the place back, and the tokens that were not used (below 0: those used beyond the estimate)"
         self.in_flight -= 1
         self.tokens += unused_tokens
-        self._admit()
+        self._changed.set()
 
     def rate_limited(self, started: float, wait: float):
         self.paused_until = max(self.paused_until, time.monotonic() + wait)
@@ -323,17 +300,11 @@ class RequestQueue:
     def close(self):
         "Send everybody who waits away"
         self._closed = True
-        while self._waiting:
-            place, _ = self._waiting.popleft()
-            if not place.done(): place.set_exception(RunStopped())
+        self._changed.set()
 
 # %% ../../nbs/traces/31_client.ipynb #ecb6a8f9
 class OutOfBudget(InputError):
     "The next request could cost more than the budget leaves"
-
-    def __init__(self, store: Store, budget_usd: float):
-        super().__init__(f"The answers in {short_path(store.path)} cost ${store.cost():.4f}, and the next could exceed the "
-                         f"budget of ${budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
 
 @dataclass
@@ -361,11 +332,6 @@ class Totals:
         self.completion_tokens += response.completion_tokens or 0
         self.cost_usd += response.cost_usd
 
-    def _repr_markdown_(self):
-        rows = [("stored before", self.stored), *sorted(self.statuses.items()), ("left to a batch", self.pending)]
-        return "\n".join(["| answers | |", "|---|---|", *(f"| {name} | {n:,} |" for name, n in rows if n),
-                          f"| dollars | {self.cost_usd:.4f} |", f"| seconds | {self.seconds:.1f} |"])
-
 
 class Progress(NamedTuple):
     "How a run is doing"
@@ -387,25 +353,19 @@ def give_up(
     kind, reason = failure.kind, failure.reason
     if kind in ("rejected", "filtered"): return kind, reason
     if kind == "rate limit": return ("failed", f"{reason} ({failures[kind]} times)") if failures[kind] >= 30 else None
-    count = failures["retry"] + failures["no connection"] + 2 * failures["timeout"]
+    count = failures["retry"] + 2 * failures["timeout"]
     return ("failed", f"{reason} ({failures.total()} tries)") if count >= tries else None
-
-
-def _with_cost_of(paid: Response | None, response: Response) -> Response:
-    if paid is None: return response
-    return replace(response, **{name: getattr(paid, name) + getattr(response, name)
-                                for name in ("prompt_tokens", "completion_tokens", "cost_usd")})
 
 # %% ../../nbs/traces/31_client.ipynb #1fdf963f
 class _Asker:
     "Asks requests that are claimed, each until it is answered"
 
-    def __init__(self, endpoint: Endpoint, store: Store, budget_usd: float, totals: Totals):
-        self.endpoint, self.store, self.budget_usd, self.totals = endpoint, store, budget_usd, totals
-        self.queue = RequestQueue(AdaptiveConcurrency(endpoint.in_flight), endpoint.tokens_per_minute)
-        self.client, self.error, self.stopped = None, None, asyncio.Event()
+    def __init__(self, source: "RequestSource"):
+        self.endpoint, self.store, self.totals, self.budget_usd = (
+            source.endpoint, source.store, source.totals, source.budget_usd)
+        self.queue = RequestQueue(AdaptiveConcurrency(self.endpoint.in_flight), self.endpoint.tokens_per_minute)
+        self.client, self.error, self.stopped, self.unanswered_in_a_row = None, None, asyncio.Event(), 0
         self.claims: dict[str, Request] = {} # by key
-        self.unanswered_in_a_row = 0
 
     def stop(self, error: BaseException):
         "Send nothing more; what is in flight is waited for"
@@ -415,12 +375,12 @@ class _Asker:
 
     async def answer(self, request: Request) -> Response:
         "Try until there is an answer, or a reason why there is none"
-        failures, paid, empty = Counter(), None, 0
+        failures, answer = Counter(), None
         while True:
-            outcome = await self._try(request, paid, retry=bool(failures))
+            outcome = await self._try(request, answer)
             if isinstance(outcome, Response):
-                paid, empty = outcome, empty + (outcome.status == "empty")
-                if outcome.status != "empty" or 2 * empty >= self.endpoint.tries or self.error: break
+                answer = outcome
+                if answer.status != "empty" or 2 * failures["empty"] + 2 >= self.endpoint.tries or self.error: break
                 claim = self.store.claim([request], [self.endpoint.max_cost(request)], self.budget_usd, again=True)
                 if await asyncio.wrap_future(claim) != ["mine"]: break
                 self.claims[request.key] = request
@@ -428,17 +388,12 @@ class _Asker:
             else:
                 failures[outcome.kind] += 1
                 if end := give_up(outcome, failures, self.endpoint.tries):
-                    status, detail = end
-                    if outcome.kind == "no connection" and not self.totals.statuses: self._stop_unreachable(detail)
-                    paid = paid or await self._put(request, Response(request.key, request.model, status, detail=detail))
+                    failed = Response(request.key, request.model, end[0], detail=end[1])
+                    answer = answer or await self._put(request, failed)
                     break
                 await self._back_off(failures.total(), outcome)
-        self._count(paid)
-        return paid
-
-    def _stop_unreachable(self, reason: str):
-        self.stop(InputError(f"{self.endpoint.host} cannot be reached ({reason}): mend the URL, or start the server."))
-        raise RunStopped
+        self._count(answer)
+        return answer
 
     async def _back_off(self, tries: int, failure: Failure):
         "Where a rate is limited, the queue waits for what Retry-After says"
@@ -446,12 +401,13 @@ class _Asker:
         with suppress(TimeoutError):
             async with asyncio.timeout(wait + random.uniform(0, min(60.0, self.endpoint.backoff * 2 ** (tries - 1)))):
                 await self.stopped.wait()
-            raise RunStopped
 
-    async def _try(self, request: Request, paid: Response | None, retry: bool) -> Response | Failure:
-        "One call; its answer is durable before its place goes to another"
-        expected = count_tokens(request.messages) + self._usual_length(request)
-        started, used = await self.queue.enter(expected, first=retry), 0
+    async def _try(self, request: Request, paid: Response | None) -> Response | Failure:
+        "One call; its answer is durable before its place goes to another, and carries the cost of an empty one before"
+        answers = self.totals.statuses.total() - self.totals.failed
+        length = self.totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
+        expected, used = count_tokens(request.messages) + length, 0
+        started = await self.queue.enter(expected)
         try:
             self.totals.tries += 1
             outcome = await call(self.endpoint, self.client, request)
@@ -459,18 +415,15 @@ class _Asker:
                 used = outcome.prompt_tokens + outcome.completion_tokens
                 self.queue.concurrency.success()
                 self.totals.add(outcome)
-                return await self._put(request, _with_cost_of(paid, outcome))
+                if paid: outcome = replace(outcome, **{name: getattr(paid, name) + getattr(outcome, name) for name in (
+                    "prompt_tokens", "completion_tokens", "cost_usd")})
+                return await self._put(request, outcome)
             if outcome.kind == "rate limit": self.queue.rate_limited(started, outcome.retry_after)
             if outcome.kind == "stop":
                 self.stop(InputError(outcome.reason))
                 raise RunStopped
             return outcome
         finally: self.queue.leave(expected - used)
-
-    def _usual_length(self, request: Request) -> int:
-        "Completion tokens to expect: the mean so far"
-        answers = self.totals.statuses.total() - self.totals.failed
-        return self.totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
 
     async def _put(self, request: Request, response: Response) -> Response:
         await asyncio.wrap_future(self.store.put([response], [request], wait=False))
@@ -480,10 +433,11 @@ class _Asker:
     def _count(self, response: Response):
         "A run that gets no answers any more stops"
         self.totals.statuses[response.status] += 1
-        self.unanswered_in_a_row = 0 if response.final else self.unanswered_in_a_row + 1
-        if self.unanswered_in_a_row >= (200 if self.totals.statuses.total() > self.unanswered_in_a_row else 25):
-            self.stop(InputError(f"{self.endpoint.host} did not answer {self.unanswered_in_a_row} requests in a row "
-                                 f"({response.detail}): mend that and run again; every answer so far is kept."))
+        self.unanswered_in_a_row = n = 0 if response.final else self.unanswered_in_a_row + 1
+        limit = 200 if self.totals.statuses.total() > n else 1 if _NO_CONNECTION in response.detail else 25
+        if n < limit: return
+        self.stop(InputError(f"{self.endpoint.host} did not answer {n} requests in a row ({response.detail}): mend "
+                             "that and run again; every answer so far is kept."))
 
 # %% ../../nbs/traces/31_client.ipynb #2f4621ca
 Callback = Callable[[Request, Response], "Request | None | Awaitable[Request | None]"]
@@ -494,22 +448,17 @@ class RequestSource:
 
     def __init__(self, endpoint: Endpoint, requests: Iterable[Request], store: Store, budget_usd: float):
         self.endpoint, self.store, self.budget_usd, self.totals = endpoint, store, budget_usd, Totals(endpoint.model)
-        self.more, self.over_budget = deque(), False # what follows from answers, or is asked again
-        self._source, self._drained, self._waiting, self._retry_at = iter(requests), False, deque(), 0.0
+        self.more, self.waiting = deque(), deque() # what follows from answers, or is asked again; what is not claimed
+        self.over_budget, self._source, self._drained, self._retry_at = False, iter(requests), False, 0.0
 
     @property
-    def unfinished(self) -> bool: return bool(self.more or self._waiting or not self._drained)
-
-    @property
-    def waiting(self) -> bool: return bool(self._waiting)
+    def unfinished(self) -> bool: return bool(self.more or self.waiting or not self._drained)
 
     def next(self, n: int) -> tuple[list[Request], list[tuple[Request, Response]]]: # New ones; those that are stored
         "Up to n requests: what follows from answers first, then what could not be claimed before, then new ones"
-        requests = []
-        if self.more: requests = [self.more.popleft() for _ in range(min(n, len(self.more)))]
-        elif self._waiting and time.monotonic() >= self._retry_at:
-            requests = [self._waiting.popleft() for _ in range(min(n, len(self._waiting)))]
-        elif not self._drained and not self.over_budget and len(self._waiting) < 1000:
+        requests, again = [], self.more or (self.waiting if time.monotonic() >= self._retry_at else [])
+        if again: requests = [again.popleft() for _ in range(min(n, len(again)))]
+        elif not self._drained and not self.over_budget and len(self.waiting) < 1000:
             requests = list(islice(self._source, n))
             self._drained = len(requests) < n
         for r in requests: self.endpoint.check(r, self.budget_usd)
@@ -525,22 +474,27 @@ class RequestSource:
         pairs = list(zip(requests, statuses, strict=True))
         self.over_budget, self._retry_at = "over" in statuses, time.monotonic() + 0.25
         self.totals.pending += statuses.count("pending")
-        self._waiting.extend(r for r, status in pairs if status not in ("mine", "pending"))
+        self.waiting.extend(r for r, status in pairs if status not in ("mine", "pending"))
         return [r for r, status in pairs if status == "mine"]
 
     def check_budget(self):
         "Raise OutOfBudget where no answer that is under way can change that the next one costs too much"
-        if self.over_budget and not self.store.owed(): raise OutOfBudget(self.store, self.budget_usd)
+        if not self.over_budget or self.store.owed(): return
+        spent = sum(s.cost_usd for s in self.store.spent().values())
+        raise OutOfBudget(f"The answers in {short_path(self.store.path)} cost ${spent:.4f}, and the next could exceed the "
+                          f"budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #d22ecc83
 class _Tasks:
     "The requests of a run that are under way"
 
     def __init__(self, source: RequestSource, then: Callback | None):
-        self.source, self.endpoint, self.then = source, source.endpoint, then
-        self.asker = _Asker(source.endpoint, source.store, source.budget_usd, source.totals)
+        import uvloop
+        self.source, self.endpoint, self.store, self.then, self.asker = (
+            source, source.endpoint, source.store, then, _Asker(source))
+        self.ahead, self.secret = max(1, min(64, self.endpoint.in_flight // 4)), self.endpoint.key()
         self.tasks, self.changed, self.callbacks = set(), asyncio.Event(), ThreadPoolExecutor(1)
-        self.loop, self.done, self.began = None, threading.Event(), time.monotonic()
+        self.loop, self.done, self.began = uvloop.new_event_loop(), threading.Event(), time.monotonic()
 
     async def _ask(self, request: Request): await self._deliver(request, await self.asker.answer(request))
 
@@ -566,7 +520,6 @@ class _Tasks:
 
     def stop(self, error: BaseException, at_once: bool = False):
         "From another thread: send nothing more; or wait for nothing"
-        if self.loop is None: self.asker.error = error
         with suppress(AttributeError, RuntimeError): # not begun yet, or over
             self.loop.call_soon_threadsafe(self.main.cancel if at_once else lambda: self._stop(error))
 
@@ -579,14 +532,10 @@ class _Tasks:
 class _Run(_Tasks):
     "One call of `ask`"
 
-    def start(self):
-        self.ahead, self.secret = max(1, min(64, self.endpoint.in_flight // 4)), self.endpoint.key()
-        threading.Thread(target=self._thread, name="ask", daemon=True).start()
-
-    def _thread(self):
-        import uvloop
+    def work(self):
+        "The whole of it, for a thread of its own"
         try:
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner: runner.run(self._main())
+            with asyncio.Runner(loop_factory=lambda: self.loop) as runner: runner.run(self._main())
         except BaseException as e: self.asker.error = self.asker.error or e
         finally:
             self.source.totals.seconds = time.monotonic() - self.began
@@ -595,17 +544,16 @@ class _Run(_Tasks):
 
     async def _main(self):
         import openai
-        self.loop, self.main = asyncio.get_running_loop(), asyncio.current_task()
-        timeout = openai.Timeout(self.endpoint.timeout, connect=min(30.0, self.endpoint.timeout))
+        self.main, timeout = asyncio.current_task(), self.endpoint.timeout
         try:
             async with openai.AsyncOpenAI(base_url=self.endpoint.url, api_key=self.secret, max_retries=0,
-                                          timeout=timeout, http_client=openai.DefaultAioHttpClient()) as client:
-                self.asker.client = client
+                                          timeout=openai.Timeout(timeout, connect=min(30.0, timeout)),
+                                          http_client=openai.DefaultAioHttpClient()) as self.asker.client:
                 try: await self._feed()
                 except Exception as e: self.asker.stop(e)
                 while self.tasks: await asyncio.wait(self.tasks)
         finally:
-            if claims := self.asker.claims.values(): await asyncio.wrap_future(self.source.store.release(claims))
+            if claims := self.asker.claims.values(): await asyncio.wrap_future(self.store.release(claims))
 
     async def _feed(self):
         while not self.asker.error:
@@ -632,24 +580,17 @@ class _Run(_Tasks):
         "Room for all that will be in flight: once in the log that SQLite writes first, once in its file"
         longest = max(5 * (max_tokens(r) or 16000) for r in requests) # bytes
         size = (self.endpoint.in_flight + self.ahead) * longest * 2 + (1 << 20)
-        if not self.source.store.reserve_disk(size):
-            file = short_path(self.source.store.path)
-            raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside {file}): "
-                             "free some and run again; every answer so far is kept.")
+        if self.store.reserve_disk(size): return
+        raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside "
+                         f"{short_path(self.store.path)}): free some and run again; every answer so far is kept.")
+
 
 # %% ../../nbs/traces/31_client.ipynb #9444bfd6
-def _progress_bar(progress: bool, total: int, model: str) -> tuple[Callable[[Progress], None], Callable[[], None]]:
-    "What shows the progress, and what ends that"
-    from tqdm.auto import tqdm
-    bar = tqdm(total=total or None, desc=model, unit=" answers", smoothing=0.05, disable=not progress, delay=1)
-
-    def show(p: Progress):
-        text = f"${p.cost_usd:.2f}, {p.in_flight} in flight, {p.failed} failed"
-        if p.pause > 1: text += f", asked to wait {p.pause:.0f} s"
-        bar.set_postfix_str(text, refresh=False)
-        bar.update(p.done - bar.n)
-
-    return show, bar.close
+def _show(bar, p: Progress):
+    text = f"${p.cost_usd:.2f}, {p.in_flight} in flight, {p.failed} failed"
+    if p.pause > 1: text += f", asked to wait {p.pause:.0f} s"
+    bar.set_postfix_str(text, refresh=False)
+    bar.update(p.done - bar.n)
 
 
 def ask(
@@ -662,31 +603,30 @@ def ask(
     total: int | None = None, # How many there will be, for the bar, where `requests` does not tell
 ) -> Totals: # Raises InputError for what stops the run, OutOfBudget where that is the budget
     "Ask every request that the store has no answer to; an interrupt waits for what is in flight, a second does not"
-    run = _Run(RequestSource(endpoint, requests, store, budget_usd), then)
-    run.start()
-    show, close = ((progress, lambda: None) if callable(progress) else
-                   _progress_bar(progress, total or length_hint(requests, 0), endpoint.model))
-    interrupts = 0
-    while not run.done.is_set():
-        try:
-            while not run.done.wait(0.2): show(run.progress())
-        except KeyboardInterrupt:
-            interrupts += 1
-            if interrupts == 1:
-                print(f"Stopping: {run.asker.queue.in_flight} answers are in flight and paid for; interrupt again not "
-                      "to wait for them.", file=sys.stderr)
-            run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
-        except Exception as e: # of the callback
-            run.stop(e)
-            run.done.wait()
-    if not run.asker.error: show(run.progress())
-    close()
+    from tqdm.auto import tqdm
+    run, interrupts = _Run(RequestSource(endpoint, requests, store, budget_usd), then), 0
+    threading.Thread(target=run.work, name="ask", daemon=True).start()
+    with tqdm(total=total or length_hint(requests, 0) or None, desc=endpoint.model, unit=" answers", smoothing=0.05,
+              disable=progress is not True, delay=1) as bar:
+        show = progress if callable(progress) else partial(_show, bar)
+        while not run.done.is_set():
+            try:
+                while not run.done.wait(0.2): show(run.progress())
+            except KeyboardInterrupt:
+                interrupts += 1
+                if interrupts == 1:
+                    print(f"Stopping: {run.asker.queue.in_flight} answers are in flight and paid for; interrupt again "
+                          "not to wait for them.", file=sys.stderr)
+                run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
+            except Exception as e: # of the callback
+                run.stop(e)
+                run.done.wait()
+        if not run.asker.error: show(run.progress())
     if run.asker.error: raise run.asker.error
     return run.source.totals
 
 # %% ../../nbs/traces/31_client.ipynb #0e07bf19
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(NamedTuple):
     "What a run is expected to take"
     model: str
     requests: int

@@ -18,12 +18,12 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from weakref import WeakSet
+from typing import NamedTuple
 
 from ..files import parquet_rows, parquet_writer, short_path
 from ..settings import InputError
@@ -71,8 +71,7 @@ class Response:
         return self.status in FINAL
 
 
-@dataclass(frozen=True)
-class Spent:
+class Spent(NamedTuple):
     "What the stored answers of a model cost"
     requests: int
     prompt_tokens: int
@@ -81,23 +80,22 @@ class Spent:
 
 # %% ../../nbs/traces/30_store.ipynb #a8b88428
 _VERSION, _APPLICATION = 1, 0x534D5452 # "SMTR"
-_SCHEMA = """
-CREATE TABLE prompts (id INTEGER PRIMARY KEY, digest BLOB UNIQUE, messages BLOB);
-CREATE TABLE answers (key TEXT PRIMARY KEY, model TEXT, status TEXT, finish TEXT, prompt_tokens INT,
+_SCHEMA = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS prompts (id INTEGER PRIMARY KEY, digest BLOB UNIQUE, messages BLOB);
+CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, status TEXT, finish TEXT, prompt_tokens INT,
     completion_tokens INT, cost_usd REAL, detail TEXT, sample INT, sampling TEXT, prompt INT,
     thinking TEXT, content TEXT);
-CREATE TABLE totals (model TEXT PRIMARY KEY, requests INT, prompt_tokens INT, completion_tokens INT, cost_usd REAL);
-CREATE TABLE owners (id TEXT PRIMARY KEY, host TEXT, pid INT, started TEXT, seen REAL);
-CREATE TABLE claims (key TEXT PRIMARY KEY, owner TEXT, reserve REAL) WITHOUT ROWID;
-CREATE TABLE verdicts (key TEXT, problem TEXT, version TEXT, verdict INT,
+CREATE TABLE IF NOT EXISTS totals (model TEXT PRIMARY KEY, requests INT, prompt_tokens INT, completion_tokens INT,
+    cost_usd REAL);
+CREATE TABLE IF NOT EXISTS owners (id TEXT PRIMARY KEY, host TEXT, pid INT, started TEXT, seen REAL);
+CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT, reserve REAL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS verdicts (key TEXT, problem TEXT, version TEXT, verdict INT,
     PRIMARY KEY (key, problem, version)) WITHOUT ROWID;
+PRAGMA application_id={_APPLICATION};
+PRAGMA user_version={_VERSION};
+COMMIT;
 """
-
-
-def _create_tables(db: sqlite3.Connection):
-    for statement in _SCHEMA.split(";"): db.execute(statement)
-    db.execute(f"PRAGMA application_id={_APPLICATION}")
-    db.execute(f"PRAGMA user_version={_VERSION}")
 
 # %% ../../nbs/traces/30_store.ipynb #d8ce4539
 _MENDS = {
@@ -118,58 +116,43 @@ def _plain_errors(path: Path):
         raise InputError(mend.format(name=short_path(path), error=e)) from e
 
 
-def _check_layout(db: sqlite3.Connection, path: Path):
+def _is_new(db: sqlite3.Connection, path: Path) -> bool: # Raises InputError for another program's file, or layout
     application, version, tables = (
         db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("application_id", "user_version", "schema_version"))
-    if application != _APPLICATION and (application or version or tables):
-        raise InputError(f"{short_path(path)} belongs to another program: name another file for the store.")
-    if application and version != _VERSION:
+    if application == _APPLICATION and version == _VERSION: return False
+    if application == _APPLICATION:
         raise InputError(f"{short_path(path)} was written by another version of smoltraces (layout {version}, here "
                          f"{_VERSION}): export it to Parquet with that version and merge the export.")
-
-
-def _write_ahead(db: sqlite3.Connection) -> str: # The journal mode that the file system allows
-    for attempt in range(100): # two runs that create a file at once lock each other out
-        try: return db.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-        except sqlite3.OperationalError as e:
-            if "locked" not in str(e) or attempt == 99: raise
-            time.sleep(0.05)
+    if not (application or version or tables): return True
+    raise InputError(f"{short_path(path)} belongs to another program: name another file for the store.")
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-    try:
-        _check_layout(db, path)
-        if _write_ahead(db) != "wal":
-            raise InputError(f"{short_path(path)} lies on a file system that SQLite cannot share: keep it on a local disk.")
-        db.execute("PRAGMA synchronous=FULL")
-        db.execute("PRAGMA wal_autocheckpoint=4000") # pages of 4 KB
-        db.execute("BEGIN IMMEDIATE")
-        if not db.execute("PRAGMA application_id").fetchone()[0]: _create_tables(db)
-        db.execute("COMMIT")
-    except BaseException:
-        db.close()
-        raise
+    if _is_new(db, path):
+        for attempt in range(100): # two runs that create a file at once lock each other out
+            try: db.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as e:
+                if "locked" not in str(e) or attempt == 99: raise
+                time.sleep(0.05)
+            else: break
+        db.executescript(_SCHEMA)
+    db.execute("PRAGMA synchronous=FULL")
+    db.execute("PRAGMA wal_autocheckpoint=4000") # pages of 4 KB
     return db
 
 
 def _connect_read_only(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
     if db.execute("PRAGMA application_id").fetchone()[0] == _APPLICATION: return db
-    db.close()
     raise InputError(f"{short_path(path)} is not a store of answers: name a store or an export of one.")
 
-# %% ../../nbs/traces/30_store.ipynb #7adf7f6c
-_RESPONSE = ", ".join(f.name for f in fields(Response))
-_COLUMNS = ("key", "model", "messages", "sampling", "sample", *(f.name for f in fields(Response)[2:]))
-
-
-def _export_schema():
-    import pyarrow as pa
-    kinds = {**dict.fromkeys(("sample", "prompt_tokens", "completion_tokens"), pa.int64()), "cost_usd": pa.float64()}
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in _COLUMNS])
 
 # %% ../../nbs/traces/30_store.ipynb #5b23321d
+_RESPONSE = [f.name for f in fields(Response)]
+_ROW = ["key", "model", "messages", "sampling", "sample", *_RESPONSE[2:]] # Of an export
+
+
 class StoreReader:
     "The answers of a store, to be read alone; none where there is no file"
 
@@ -180,7 +163,7 @@ class StoreReader:
     def _open(self) -> sqlite3.Connection:
         if self.path.is_file(): return _connect_read_only(self.path)
         db = sqlite3.connect(":memory:", check_same_thread=False)
-        _create_tables(db)
+        db.executescript(_SCHEMA)
         return db
 
     def __enter__(self): return self
@@ -200,7 +183,7 @@ class StoreReader:
 
     def get_many(self, keys: Iterable[str]) -> dict[str, Response]:
         "Those of the responses that are there, by key"
-        sql = f"SELECT {_RESPONSE} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT {', '.join(_RESPONSE)} FROM answers WHERE key IN (SELECT value FROM json_each(?))"
         return {row[0]: Response(*row) for row in self._read(sql, [json.dumps(list(keys))])}
 
     def spent(self) -> dict[str, Spent]:
@@ -208,29 +191,22 @@ class StoreReader:
         rows = self._read("SELECT * FROM totals WHERE requests > 0 ORDER BY model")
         return {model: Spent(*row) for model, *row in rows}
 
-    def cost(self) -> float:
-        "US dollars that the stored answers cost"
-        return sum(spent.cost_usd for spent in self.spent().values())
-
     def rows(self) -> Iterator[dict]:
         "Every answer with what was asked, by key; streamed"
-        sql = f"SELECT {', '.join(_COLUMNS)} FROM answers LEFT JOIN prompts ON prompt=id ORDER BY key"
+        sql = f"SELECT {', '.join(_ROW)} FROM answers LEFT JOIN prompts ON prompt=id ORDER BY key"
         with _plain_errors(self.path), closing(_connect_read_only(self.path)) as db:
             for values in db.execute(sql):
-                row = dict(zip(_COLUMNS, values, strict=True))
+                row = dict(zip(_ROW, values, strict=True))
                 yield {**row, "messages": row["messages"] and zlib.decompress(row["messages"]).decode()}
 
     def export(self, path: str | Path) -> Path:
         "Write every answer to a Parquet file, in the order of the keys: equal stores give equal bytes"
-        rows = self.rows()
-        with parquet_writer(Path(path), _export_schema()) as write:
+        import pyarrow as pa
+        types = {"sample": "int64", "prompt_tokens": "int64", "completion_tokens": "int64", "cost_usd": "float64"}
+        rows, schema = self.rows(), pa.schema([(name, types.get(name, "string")) for name in _ROW])
+        with parquet_writer(Path(path), schema) as write:
             while some := list(islice(rows, 500)): write(some)
         return Path(path)
-
-    def _repr_markdown_(self):
-        head = ["| model | answers | prompt tokens | completion tokens | dollars |", "|---|---|---|---|---|"]
-        return "\n".join(head + [f"| {m} | {s.requests:,} | {s.prompt_tokens:,} | {s.completion_tokens:,} | "
-                                 f"{s.cost_usd:,.4f} |" for m, s in self.spent().items()])
 
 # %% ../../nbs/traces/30_store.ipynb #ce6ce069
 def glance(
@@ -247,59 +223,43 @@ def glance(
 class _RunFile:
     "A file beside the store: its lock says that a run is alive, its size reserves room on the disk"
 
-    def __init__(self, path: Path): self.path, self.size, self._file, self._lock = path, 0, None, threading.Lock()
+    def __init__(self, path: Path): self.path, self.size, self._file = path, 0, None
 
     def hold(self):
         "Create and lock it"
-        with self._lock:
-            if self._file is not None: return
-            self._file = os.open(self.path, os.O_CREAT | os.O_RDWR)
-            fcntl.flock(self._file, fcntl.LOCK_EX)
-            _held.add(self)
+        if self._file is not None: return
+        self._file = os.open(self.path, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def reserve(self, size: int) -> bool: # False where the disk has no room
         "Grow to this many bytes"
         self.hold()
-        with self._lock:
-            if size <= self.size: return True
+        if size > self.size and hasattr(os, "posix_fallocate"): # macOS has none, and makes no promise
             try: os.posix_fallocate(self._file, 0, size)
-            except AttributeError: # macOS: no promise, but a look
-                disk = os.statvfs(self.path.parent)
-                return disk.f_bavail * disk.f_frsize > size
             except OSError: return False
             self.size = size
-            return True
+        return True
 
     def give_back(self) -> bool: # False where nothing was reserved
         "Free the reserved bytes"
-        with self._lock:
-            if not self.size: return False
-            os.ftruncate(self._file, 0)
-            self.size = 0
-            return True
+        if not self.size: return False
+        os.ftruncate(self._file, 0)
+        self.size = 0
+        return True
 
     def close(self):
         if self._file is None: return
         self.path.unlink(missing_ok=True)
-        self.leave()
-
-    def leave(self):
         os.close(self._file)
-        self._file, self.size = None, 0
-        _held.discard(self)
-
-
-_held: WeakSet[_RunFile] = WeakSet()
-os.register_at_fork(after_in_child=lambda: [file.leave() for file in list(_held)]) # a child is not the run
+        self._file = None
 
 
 def _is_locked(path: Path) -> bool:
     "Whether the run that this file belongs to is alive"
-    try: file = os.open(path, os.O_RDWR)
-    except OSError: return False
-    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError: return True
-    finally: os.close(file)
+    try:
+        with open(path, "rb+") as file: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError: return True
+    except OSError: pass
     return False
 
 # %% ../../nbs/traces/30_store.ipynb #f3d29730
@@ -312,7 +272,8 @@ class _Writer(threading.Thread):
         self.db = _connect(path)
         self.start()
 
-    def submit(self, operation: Callable) -> Future:
+    def submit(self, operation: Callable) -> Future: # Of what the operation returns, once that is durable
+        if not self.is_alive(): raise ValueError("This store is closed: open it again.")
         future = Future()
         future.set_running_or_notify_cancel() # what is on its way to the disk cannot be called back
         self.queue.put((operation, future))
@@ -329,26 +290,22 @@ class _Writer(threading.Thread):
         self.db.close()
 
     def _commit(self, batch: list[tuple[Callable, Future]]):
-        try: results = self._transaction([operation for operation, _ in batch])
+        try:
+            with _plain_errors(self.path): results = self._transaction([operation for operation, _ in batch])
         except Exception as e:
-            if len(batch) > 1: # one of them is to blame
-                for item in batch: self._commit([item])
-            else: batch[0][1].set_exception(e)
-            return
-        for (_, future), result in zip(batch, results, strict=True): future.set_result(result)
+            if len(batch) == 1: return batch[0][1].set_exception(e)
+            for item in batch: self._commit([item]) # one of them is to blame
+        else:
+            for (_, future), result in zip(batch, results, strict=True): future.set_result(result)
 
     def _transaction(self, operations: list[Callable]) -> list:
-        with _plain_errors(self.path):
-            try:
+        try:
+            with self.db: # commits, or rolls back
                 self.db.execute("BEGIN IMMEDIATE")
-                results = [operation(self.db) for operation in operations]
-                self.db.execute("COMMIT")
-                return results
-            except BaseException as e:
-                if self.db.in_transaction: self.db.execute("ROLLBACK")
-                if isinstance(e, sqlite3.Error) and "full" in str(e) and self.make_room():
-                    return self._transaction(operations)
-                raise
+                return [operation(self.db) for operation in operations]
+        except sqlite3.Error as e:
+            if "full" in str(e) and self.make_room(): return self._transaction(operations)
+            raise
 
 # %% ../../nbs/traces/30_store.ipynb #4d2ee63d
 def _clean(text: str) -> str:
@@ -358,45 +315,37 @@ def _clean(text: str) -> str:
 
 def _write_prompt(db, messages: tuple[dict, ...]) -> int: # Its id
     text = _canonical(list(messages)).encode()
-    digest = hashlib.sha256(text).digest()
-    if row := db.execute("SELECT id FROM prompts WHERE digest=?", (digest,)).fetchone(): return row[0]
-    row = digest, zlib.compress(text, 1)
-    return db.execute("INSERT INTO prompts (digest, messages) VALUES (?,?)", row).lastrowid
+    row = hashlib.sha256(text).digest(), zlib.compress(text, 1)
+    db.execute("INSERT OR IGNORE INTO prompts (digest, messages) VALUES (?,?)", row)
+    return db.execute("SELECT id FROM prompts WHERE digest=?", row[:1]).fetchone()[0]
 
 
-def _add_to_totals(db, model: str, sign: int, prompt_tokens, completion_tokens, cost):
-    db.execute("INSERT INTO totals VALUES (?,?,?,?,?) ON CONFLICT (model) DO UPDATE SET requests=requests+excluded."
-               "requests, prompt_tokens=prompt_tokens+excluded.prompt_tokens, completion_tokens=completion_tokens+"
-               "excluded.completion_tokens, cost_usd=cost_usd+excluded.cost_usd",
-               (model, sign, sign * (prompt_tokens or 0), sign * (completion_tokens or 0), sign * cost))
+def _add_to_totals(db, model: str, sign: int, *amounts): # prompt and completion tokens, dollars
+    db.execute("INSERT OR IGNORE INTO totals VALUES (?,0,0,0,0)", (model,))
+    db.execute("UPDATE totals SET requests=requests+?, prompt_tokens=prompt_tokens+?, completion_tokens="
+               "completion_tokens+?, cost_usd=cost_usd+? WHERE model=?",
+               (sign, *(sign * (amount or 0) for amount in amounts), model))
 
 
-def _write_answer(db, r: Response, request: Request | None):
-    "Store a response and drop the claim on its request; a final one is never replaced by one that is not"
-    db.execute("DELETE FROM claims WHERE key=?", (r.key,))
+def _write_answer(db, r: Response, request: Request | None, merging: bool = False) -> bool: # Whether it is new
+    "Store a response; a final one is never replaced by one that is not, nor in a merge at all"
     columns = "status, model, prompt_tokens, completion_tokens, cost_usd, sample, sampling, prompt"
     old = db.execute(f"SELECT {columns} FROM answers WHERE key=?", (r.key,)).fetchone()
-    if old and old[0] in FINAL:
-        if not r.final: return
-        _add_to_totals(db, old[1], -1, *old[2:5])
+    was_final = bool(old) and old[0] in FINAL
+    if was_final and (merging or not r.final) or old and merging and not r.final: return False
+    if was_final: _add_to_totals(db, old[1], -1, *old[2:5])
     if request: question = request.sample, _canonical(request.sampling), _write_prompt(db, request.messages)
     else: question = old[5:] if old else (0, None, None)
     db.execute("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", (
         r.key, r.model, r.status, r.finish, r.prompt_tokens, r.completion_tokens, r.cost_usd, _clean(r.detail),
         *question, _clean(r.thinking), _clean(r.content)))
     if r.final: _add_to_totals(db, r.model, 1, r.prompt_tokens, r.completion_tokens, r.cost_usd)
-
-
-def _merge_answer(db, response: Response, request: Request | None) -> bool: # Whether it was new
-    row = db.execute("SELECT status FROM answers WHERE key=?", (response.key,)).fetchone()
-    if row and (row[0] in FINAL or not response.final): return False
-    _write_answer(db, response, request)
     return True
 
 
-def _pair(row: dict, path: Path) -> tuple[Response, Request | None]:
-    "A row of an export; raises InputError where it is not one"
-    try: response = Response(**{f.name: row[f.name] for f in fields(Response)})
+def _pair(row: dict, path: Path) -> tuple[Response, Request | None]: # Raises InputError where it is not one
+    "A row of an export"
+    try: response = Response(**{name: row[name] for name in _RESPONSE})
     except KeyError as e:
         raise InputError(f"{short_path(path)} lacks the column {e.args[0]}: name a store or an export of one.") from None
     if row["messages"] is None: return response, None
@@ -415,23 +364,12 @@ class _StoreWriter(StoreReader):
         except OSError: raise InputError(f"{short_path(self.path)} cannot be made: name a store in a folder that can be "
                                          "written.") from None
         self.id = uuid.uuid4().hex
-        self._run_file = _RunFile(self._file_of(self.id))
+        self._run_file = _RunFile(self._file_of(self.id)) # used in the writer's thread alone
         self._writer = _Writer(self.path, self._run_file.give_back)
+        self._submit = self._writer.submit
         return _connect(self.path)
 
     def _file_of(self, run: str) -> Path: return self.path.with_name(f".{self.path.name}-run-{run}")
-
-    def close(self):
-        "Commit what is under way, and let go of the file"
-        if not self._writer.is_alive(): return
-        self._writer.queue.put(None)
-        self._writer.join()
-        self._run_file.close()
-        super().close()
-
-    def _submit(self, operation: Callable) -> Future:
-        if not self._writer.is_alive(): raise ValueError("This store is closed: open it again.")
-        return self._writer.submit(operation)
 
     def put(
         self,
@@ -442,7 +380,12 @@ class _StoreWriter(StoreReader):
         "Store responses, and drop the claims on them; a final one is never replaced by one that is not"
         responses = list(responses)
         pairs = list(zip(responses, list(requests) or [None] * len(responses), strict=True))
-        done = self._submit(lambda db: [_write_answer(db, *pair) for pair in pairs] and None)
+
+        def operation(db):
+            db.executemany("DELETE FROM claims WHERE key=?", [(r.key,) for r in responses])
+            for pair in pairs: _write_answer(db, *pair)
+
+        done = self._submit(operation)
         if wait: done.result()
         return done
 
@@ -456,7 +399,7 @@ class _StoreWriter(StoreReader):
         with open(path, "rb") as f: is_parquet = f.read(4) == b"PAR1"
         rows = parquet_rows(path) if is_parquet else StoreReader(path).rows()
         while some := [_pair(row, path) for row in islice(rows, 500)]:
-            new += self._submit(lambda db, some=some: sum(_merge_answer(db, *pair) for pair in some)).result()
+            new += self._submit(lambda db, some=some: sum(_write_answer(db, *pair, True) for pair in some)).result()
         return new
 
     def verdicts(self, key: str, version: str) -> dict[str, bool]:
@@ -472,16 +415,16 @@ class _StoreWriter(StoreReader):
         return done
 
 # %% ../../nbs/traces/30_store.ipynb #1f84d129
+def _drop_owner(db, owner: str):
+    db.execute("DELETE FROM claims WHERE owner=?", (owner,))
+    db.execute("DELETE FROM owners WHERE id=?", (owner,))
+
+
 def _status_of(db, key: str, again: bool) -> str | None: # None where it is free
     row = db.execute("SELECT host FROM claims JOIN owners ON owner=id WHERE key=?", (key,)).fetchone()
     if row: return "pending" if row[0] is None else "held"
     row = None if again else db.execute("SELECT status FROM answers WHERE key=?", (key,)).fetchone()
     return "answered" if row and row[0] in FINAL else None
-
-
-def _drop_owner(db, owner: str):
-    db.execute("DELETE FROM claims WHERE owner=?", (owner,))
-    db.execute("DELETE FROM owners WHERE id=?", (owner,))
 
 
 def _claim(db, owner: str, requests: list[Request], costs: list[float], budget: float, again: bool) -> list[str]:
@@ -511,15 +454,21 @@ class Store(_StoreWriter):
         "Take requests, so that no other run asks them; what cannot be taken says why"
         requests = list(requests)
         costs = list(reserve) or [0.0] * len(requests)
-        if not owner: self._run_file.hold()
 
         def operation(db):
+            if not owner: self._run_file.hold()
             self._drop_claims_of_the_dead(db)
             name, host = (owner, None) if owner else (self.id, "run")
             db.execute("INSERT OR IGNORE INTO owners VALUES (?, ?, 0, '', 0)", (name, host))
             return _claim(db, name, requests, costs, budget, again)
 
         return self._submit(operation)
+
+    def _drop_claims_of_the_dead(self, db):
+        for run, in db.execute("SELECT id FROM owners WHERE host IS NOT NULL AND id<>?", (self.id,)).fetchall():
+            if _is_locked(file := self._file_of(run)): continue
+            _drop_owner(db, run)
+            file.unlink(missing_ok=True)
 
     def release(self, requests: Iterable[Request]) -> Future:
         "Drop claims on requests that were not asked after all"
@@ -540,17 +489,13 @@ class Store(_StoreWriter):
 
     def reserve_disk(self, size: int) -> bool: # False where the disk has no room for it
         "Set bytes aside for answers in flight, so that they can be written whatever else fills the disk"
-        return self._run_file.reserve(size)
+        return size <= self._run_file.size or self._submit(lambda db: self._run_file.reserve(size)).result()
 
     def close(self):
-        "Drop all claims of this run, and let go of the file"
+        "Commit what is under way, drop all claims of this run, and let go of the file"
         if not self._writer.is_alive(): return
-        try: self.retire(self.id)
-        except InputError: pass # the disk is full; others see that this run is gone
-        finally: super().close()
-
-    def _drop_claims_of_the_dead(self, db):
-        for run, in db.execute("SELECT id FROM owners WHERE host IS NOT NULL AND id<>?", (self.id,)).fetchall():
-            if _is_locked(file := self._file_of(run)): continue
-            _drop_owner(db, run)
-            file.unlink(missing_ok=True)
+        with suppress(InputError): self.retire(self.id) # the disk is full; others see that this run is gone
+        self._writer.queue.put(None)
+        self._writer.join()
+        self._run_file.close()
+        super().close()
