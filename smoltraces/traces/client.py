@@ -436,8 +436,9 @@ class _Asker:
         self.unanswered_in_a_row = n = 0 if response.final else self.unanswered_in_a_row + 1
         limit = 200 if self.totals.statuses.total() > n else 1 if _NO_CONNECTION in response.detail else 25
         if n < limit: return
-        self.stop(InputError(f"{self.endpoint.host} did not answer {n} requests in a row ({response.detail}): mend "
-                             "that and run again; every answer so far is kept."))
+        count = f"{n} requests in a row" if n > 1 else "a request"
+        self.stop(InputError(f"{self.endpoint.host} did not answer {count} ({response.detail}): mend that and run "
+                             "again; every answer so far is kept."))
 
 # %% ../../nbs/traces/31_client.ipynb #2f4621ca
 Callback = Callable[[Request, Response], "Request | None | Awaitable[Request | None]"]
@@ -481,8 +482,8 @@ class RequestSource:
         "Raise OutOfBudget where no answer that is under way can change that the next one costs too much"
         if not self.over_budget or self.store.owed(): return
         spent = sum(s.cost_usd for s in self.store.spent().values())
-        raise OutOfBudget(f"The answers in {short_path(self.store.path)} cost ${spent:.4f}, and the next could exceed the "
-                          f"budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
+        raise OutOfBudget(f"The answers in {short_path(self.store.path)} cost ${spent:.4f}, and the next could exceed "
+                          f"the budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #d22ecc83
 class _Tasks:

@@ -347,7 +347,8 @@ def _pair(row: dict, path: Path) -> tuple[Response, Request | None]: # Raises In
     "A row of an export"
     try: response = Response(**{name: row[name] for name in _RESPONSE})
     except KeyError as e:
-        raise InputError(f"{short_path(path)} lacks the column {e.args[0]}: name a store or an export of one.") from None
+        raise InputError(f"{short_path(path)} lacks the column {e.args[0]}: name a store or an export of "
+                         "one.") from None
     if row["messages"] is None: return response, None
     request = Request(row["model"], tuple(json.loads(row["messages"])), json.loads(row["sampling"]), row["sample"])
     if request.key == response.key: return response, request
@@ -361,8 +362,8 @@ class _StoreWriter(StoreReader):
     def _open(self) -> sqlite3.Connection:
         if self.path.is_dir(): raise InputError(f"{short_path(self.path)} is a folder: name a file for the store.")
         try: self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError: raise InputError(f"{short_path(self.path)} cannot be made: name a store in a folder that can be "
-                                         "written.") from None
+        except OSError: raise InputError(f"{short_path(self.path)} cannot be made: name a store in a folder that can "
+                                         "be written.") from None
         self.id = uuid.uuid4().hex
         self._run_file = _RunFile(self._file_of(self.id)) # used in the writer's thread alone
         self._writer = _Writer(self.path, self._run_file.give_back)
