@@ -180,7 +180,7 @@ def hidden(key: str, value): # of a setting
     return "not shown: no variable's name" if key.endswith("_key") and not variable else value
 
 
-def conditions(records: Iterable[Record]) -> pd.DataFrame: # kind (git, lock, code, machine, version, setting), name, value (as text), stage
+def conditions(records: Iterable[Record]) -> pd.DataFrame: # kind, name, value (as text), stage
     "Under which commits, locks, versions, settings … the stages ran; what older records lack is left out"
     rows = []
     for r in records:
