@@ -55,9 +55,7 @@ def to_problems(
             for row in rows[problem_schema.names].to_dict("records")]
 
 # %% ../nbs/02_schema.ipynb #57474b5f
-def question_id(
-    question: str,
-) -> str: # The same for questions that differ in case, spacing or Unicode form alone
+def question_id(question: str) -> str: # The same for questions that differ in case, spacing or Unicode form alone
     "16 hex digits that name a question"
     normalised = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(normalised.encode()).hexdigest()[:16]

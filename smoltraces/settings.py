@@ -201,8 +201,12 @@ class Settings(BaseModel):
         own = {k: v for name in names for k, v in self.sections.get(name, {}).items() if k not in self._fixed}
         return self.model_copy(update=dict(type(self)(**self.model_dump() | own)))
 
+    def rows(self) -> list[tuple[str, str, str]]:
+        "Key, value as settings.ini writes it, and meaning"
+        return [(key, as_text(value), type(self).model_fields[key].description) for key, value in self]
+
     def _repr_markdown_(self):
-        rows = [f"| `{key}` | {as_text(value)} | {type(self).model_fields[key].description} |" for key, value in self]
+        rows = [f"| `{key}` | {value} | {meaning} |" for key, value, meaning in self.rows()]
         return "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
 
 # %% ../nbs/00_settings.ipynb #9bf01102
