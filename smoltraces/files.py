@@ -47,7 +47,7 @@ def why_not(
                 "set `out` to another folder.")
     return None
 
-# %% ../nbs/01_files.ipynb #5a1d0f01
+
 @contextmanager
 def atomic(
     path: Path, # The file or folder that appears when the block ends without an error
@@ -126,11 +126,8 @@ def read_parquet(
 
 # %% ../nbs/01_files.ipynb #5a1d0f06
 @contextmanager
-def parquet_writer(
-    path: Path,
-    schema: pa.Schema,
-) -> Iterator[Callable[[list[dict]], None]]: # Call it with some rows at a time; it holds no more than these
-    "Write a table in parts, that is there when the block ends"
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
+    "Write a table, some rows at a call, that is there when the block ends"
     with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
         yield lambda rows: file.write_table(_table(rows, schema))
 
@@ -181,10 +178,8 @@ def _paths(root: Path) -> dict[str, str]:
             for form in {path, os.path.realpath(path)} - {"/"}}
 
 
-def scrubber(
-    root: Path, # The project's folder
-) -> Callable[[str], str]: # With the secrets that the environment holds now
-    "A function that takes the machine's paths and the environment's secrets out of a text"
+def scrubber(root: Path) -> Callable[[str], str]: # With the secrets that the environment holds now
+    "A function that takes the machine's paths (below `root` first) and the environment's secrets out of a text"
     pairs = [*_secrets().items(), *_paths(root).items()]
     return lambda text: reduce(lambda rest, pair: rest.replace(*pair), pairs, text)
 

@@ -105,11 +105,8 @@ def messages(
             {"role": "assistant", "content": thinking + row["response"]}]
 
 # %% ../nbs/02_schema.ipynb #5c4cd9b6
-def load_variant(
-    cfg: Settings,
-    variant: str,
-) -> pd.DataFrame: # Columns of `trace_schema`; an InputError names a file that is missing, broken or short
-    "Read one training set, checked"
+def load_variant(cfg: Settings, variant: str) -> pd.DataFrame: # Columns of `trace_schema`
+    "Read one training set, checked; an InputError names a file that is missing, broken or short"
     file = cfg.path("data", f"{variant}.parquet")
     table = read_parquet(file, columns=trace_schema.names)
     if len(table) != cfg.n_train or set(table.variant) != {variant}:

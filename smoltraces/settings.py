@@ -224,10 +224,8 @@ def find_settings(
                      "SMOLTRACES_SETTINGS to the file.")
 
 
-def read_settings(
-    file: Path, # A settings.ini
-) -> dict[str, dict[str, str]]: # By section; an InputError names a line that cannot be read
-    "The sections of a settings.ini, as text"
+def read_settings(file: Path) -> dict[str, dict[str, str]]:
+    "The sections of a settings.ini, as text; an InputError names a line that cannot be read"
     ini = configparser.ConfigParser(interpolation=None, default_section="")
     try: ini.read(file, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as e:

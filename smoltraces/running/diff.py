@@ -100,14 +100,13 @@ def _move(answers: list[pd.DataFrame | None], kept: list[dict | None], n_boot: i
     else:
         before, after = (grid.to_numpy() for grid in _paired(*answers))
         row |= {"shared": before.shape[1], "how": _how(*answers, before.shape[1])}
-    if row.get("shared", 0) < 2:
-        gap, low, high = _unpaired(row)
-        return row | {"difference": gap, "low": low, "high": high, "moved": verdict(low, high)}
-    gap, low, high = difference(after, before, n_boot)
+    paired = row.get("shared", 0) > 1
+    gap, low, high = difference(after, before, n_boot) if paired else _unpaired(row)
+    row |= {"difference": gap, "low": low, "high": high, "moved": verdict(low, high)}
+    if not paired: return row
     gained, lost = wins_losses(after, before)
-    equal = not gained and not lost and row["shared"] == row["n_a"] == row["n_b"]
-    return row | {"difference": gap, "low": low, "high": high, "p": paired_test(after, before, n_boot), "lost": lost,
-                  "gained": gained, "moved": "same on every problem" if equal else verdict(low, high)}
+    if not gained and not lost and row["shared"] == row["n_a"] == row["n_b"]: row["moved"] = "same on every problem"
+    return row | {"p": paired_test(after, before, n_boot), "gained": gained, "lost": lost}
 
 # %% ../../nbs/running/78_diff.ipynb #5a1d7801
 def _table(file: Path, columns: list[str]) -> pd.DataFrame: # empty where there is none
@@ -115,9 +114,7 @@ def _table(file: Path, columns: list[str]) -> pd.DataFrame: # empty where there 
     except InputError: return pd.DataFrame(columns=columns)
 
 
-def read_results(
-    root: Path, # A run's folder
-) -> pd.DataFrame: # student, variant, benchmark, seeds, n, accuracy, low, high; empty where it is not there
+def read_results(root: Path) -> pd.DataFrame: # student, variant, benchmark, seeds, n, accuracy, low, high
     "A run's accuracies as its results.parquet has them"
     table = _table(root / "results.parquet", [*_of, "seeds", "n", "accuracy", "ci_low", "ci_high"])
     return table.rename(columns=lambda name: name.removeprefix("ci_"))
@@ -139,10 +136,8 @@ def compare_answers(
     return table.sort_values(_of, key=lambda c: c.map(places) if c.name == "variant" else c, ignore_index=True)
 
 
-def flips(
-    answers: tuple[pd.DataFrame, pd.DataFrame], # From `read_answers`
-) -> pd.DataFrame: # student, variant, benchmark, problem_id, a, b (shares of right answers), flip
-    "The problems on which the two runs do not do equally well"
+def flips(answers: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
+    "The problems on which two runs differ: student, variant, benchmark, problem_id, a, b (shares right), flip"
     sides, rows = [dict(list(side.groupby(_of, sort=False))) for side in answers], []
     for key in (k for k in sides[0] if k in sides[1]):
         one, two = (grid.mean() for grid in _paired(sides[0][key], sides[1][key]))
@@ -151,10 +146,8 @@ def flips(
     return pd.DataFrame(rows, columns=[*_of, "problem_id", "a", "b", "flip"])
 
 # %% ../../nbs/running/78_diff.ipynb #ec34adca
-def in_words(
-    moved: pd.DataFrame, # From `compare_answers`
-) -> list[str]: # Sentences; none where no accuracy is in both
-    "What can be said of how the accuracies moved"
+def in_words(moved: pd.DataFrame) -> list[str]: # Sentences; none where no accuracy is in both
+    "What can be said of how the accuracies moved, as `compare_answers` has it"
     both = moved[moved.difference.notna()]
     if both.empty: return []
     beyond = both[both.moved.str.startswith("lies")]
@@ -172,10 +165,8 @@ def in_words(
                          "same settings trained again may move as much.")
     return sentences
 
-# %% ../../nbs/running/78_diff.ipynb #5a1d7803
-def plot_moved(
-    moved: pd.DataFrame, # From `compare_answers`
-): # A matplotlib Figure, a panel per student and benchmark
+
+def plot_moved(moved: pd.DataFrame): # A matplotlib Figure, a panel per student and benchmark
     "Accuracies of the second run against those of the first, with intervals; hollow where the difference may be none"
     both = moved[moved.difference.notna()]
     if both.empty: raise InputError("The two runs have no accuracy in common: there is nothing to plot.")
@@ -203,10 +194,8 @@ def _cross(axes, row):
               zorder=3, label=f"{row.variant} {interval(row.difference, row.low, row.high, sign=True)}")
 
 # %% ../../nbs/running/78_diff.ipynb #bd1bf2dc
-def compare_claims(
-    roots: tuple[Path, Path], # The runs' folders
-) -> pd.DataFrame: # claim, student, benchmark, verdict_a, verdict_b, estimate_a, estimate_b, moved
-    "The verdicts on the paper's claims in two runs; empty where a run has none"
+def compare_claims(roots: tuple[Path, Path]) -> pd.DataFrame: # empty where a run has none
+    "The verdicts on the paper's claims: claim, student, benchmark, verdict_a, verdict_b, estimate_a, estimate_b, moved"
     key = ["claim", "student", "benchmark"]
     sides = [_table(root / "claims.parquet", [*key, "verdict", "estimate"]) for root in roots]
     both = sides[0].merge(sides[1], on=key, how="outer" if all(map(len, sides)) else "inner", suffixes=("_a", "_b"))
@@ -308,8 +297,7 @@ def compare_stages(records: tuple[list[Record], list[Record]]) -> pd.DataFrame:
     return sums.set_axis([f"{name}_{side}" for name, side in sums.columns], axis=1).reset_index()
 
 # %% ../../nbs/running/78_diff.ipynb #5a1d7804
-def _places(files: pd.DataFrame) -> pd.DataFrame:
-    "How many artefacts of each folder compare how, and in which of their files they differ"
+def _places(files: pd.DataFrame) -> pd.DataFrame: # how many artefacts of each folder compare how
     places = files.assign(artefact=files.artefact.str.replace("/.*", "/", regex=True))
     return places.groupby(["artefact", "state", "files"], sort=False).size().reset_index(name="how many")
 
@@ -330,7 +318,7 @@ def _moves(moved: pd.DataFrame) -> pd.DataFrame:
         change = f"{interval(r['difference'], r['low'], r['high'], sign=True)} {r['moved']}, p {chance(r['p_holm'])}"
         lost = "" if pd.isna(r["lost"]) else f"; {r['gained']} wrong to right, {r['lost']} right to wrong"
         who = f"{r['student'].rpartition('/')[2]} {r['variant']}, {r['benchmark']}"
-        rows.append((who, f"{ends}; {r['how']}" + (f"\n{change}{lost}" if r["moved"] else "")))
+        rows.append((who, f"{ends}; {r['how']}" + (f"; {change}{lost}" if r["moved"] else "")))
     return pd.DataFrame(rows, columns=["", "from A to B, and the difference, in per cent"])
 
 # %% ../../nbs/running/78_diff.ipynb #5a0c401e
@@ -433,19 +421,12 @@ def diff(
         compare_claims(roots), (sorted(stages[0] - stages[1]), sorted(stages[1] - stages[0])), notes)
 
 # %% ../../nbs/running/78_diff.ipynb #f139e24d
-def show(
-    differences: Differences,
-    console: Console | None = None, # By default one on standard output
-):
+def show(differences: Differences, console: Console | None = None):
     "Print what sets two runs apart"
     (console or Console()).print(Markdown(differences._repr_markdown_()))
 
 
-def tell(
-    run_a: Path,
-    run_b: Path,
-    as_json: bool = False,
-) -> int: # Exit code: 0 where the results are the same, else 1
+def tell(run_a: Path, run_b: Path, as_json: bool = False) -> int: # Exit code: 0 where the results are the same, else 1
     "Compare two runs in the terminal"
     with Console(stderr=True).status("comparing files"): differences = diff(run_a, run_b)
     if as_json: print(differences.to_json())

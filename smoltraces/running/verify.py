@@ -77,12 +77,9 @@ class Record:
         value = self.notes.get(key)
         return float(value) if isinstance(value, (int, float)) else 0.0
 
-# %% ../../nbs/running/77_verify.ipynb #5a1d7701
-def read_note(
-    root: Path, # The run's folder, resolved
-    file: Path, # JSON
-) -> tuple[dict, str]: # What it holds, empty where it is absent or no object; and what is wrong with it
-    "Read a JSON file of a run, which no link may lead out of it"
+
+def read_note(root: Path, file: Path) -> tuple[dict, str]: # What it holds, empty where there is none; what is wrong
+    "Read a JSON file of a run, which no link may lead out of its resolved folder"
     try:
         if not file.resolve().is_relative_to(root): return {}, "is a link that leads out of the run and was not read"
         content = read_json(file) if file.is_file() else {}
@@ -158,11 +155,8 @@ def look(
 _aside = {"runs", "notebooks", "manifest.json", "curves", "batches", "data/dropped", "problems/removed.parquet"}
 
 
-def loose(
-    root: Path, # The run's folder
-    names: Iterable[str], # Of recorded artefacts
-) -> list[str]:
-    "Files, and folders without a recorded one, that no record names"
+def loose(root: Path, names: Iterable[str]) -> list[str]:
+    "Files of a run, and folders without one of the recorded `names`, that no record names"
     names = {*names, *_aside}
     names |= {n.removesuffix("parquet") + "json" for n in names if n.startswith("predictions/")} # manifests beside them
     above = {str(folder) for name in names for folder in PurePosixPath(name).parents}
@@ -217,8 +211,9 @@ def _how(records: list[Record]) -> Iterable[tuple[str, str, bool]]:
         return "; ".join(f"{value[:length]} in {some(names)}" for value, names in stages[key].items())
 
     git, lock, dirty = ("git", "commit"), ("lock", "requirements.lock"), stages.pop(("git", "dirty"), {})
-    changes = f"; uncommitted changes in {len(dirty['true'])} of {len(records)} stages" if "true" in dirty else ""
-    yield "commit", values(git, 12) + changes, len(stages.pop(git, ())) > 1 or bool(changes)
+    changes = "; nothing uncommitted" if dirty else ""
+    if "true" in dirty: changes = f"; uncommitted changes in {len(dirty['true'])} of {len(records)} stages"
+    yield "commit", values(git, 12) + changes, len(stages.pop(git, ())) > 1 or "true" in dirty
     yield "lock", values(lock, 12), len(stages.pop(lock, ())) > 1
     on = list(dict.fromkeys(filter(None, map(_machine, records))))
     yield "machine" if len(on) < 2 else f"{len(on)} machines", "; ".join(on) or "not recorded", len(on) > 1
@@ -456,7 +451,7 @@ def _place(row: tuple) -> tuple[int, str]:
     name = row[0]
     return order.index(name) if name in RESULTS else [name.startswith(start) for start in order].index(True), name
 
-# %% ../../nbs/running/77_verify.ipynb #5a1d7706
+
 def verify(
     folder: Path, # Of a run, e.g. outputs/laptop
     progress: bool = False, # Whether to show a bar on standard error while files are hashed
@@ -483,20 +478,14 @@ def verify(
     return Verification(str(folder), table.astype({"trusted": "boolean", "bytes": "int64"}), about)
 
 # %% ../../nbs/running/77_verify.ipynb #e798e5b6
-def show(
-    verification: Verification,
-    console: Console | None = None, # By default one on standard output
-):
+def show(verification: Verification, console: Console | None = None):
     "Print a verification"
     console, styles = console or Console(), {"✗": "red", "✓": "bold green", "!": "yellow", "–": "dim"}
     for sign, words in verification.lines():
         console.print(Text(f"{sign} {visible(words)}".lstrip(), styles.get(sign, "")), soft_wrap=True)
 
 
-def tell(
-    folder: Path,
-    as_json: bool = False,
-) -> int: # Exit code: 0 where everything that is there can be trusted, else 1
+def tell(folder: Path, as_json: bool = False) -> int: # Exit code: 0 where all that is there can be trusted, else 1
     "Verify a run in the terminal"
     verification = verify(folder, progress=True)
     if as_json: print(verification.to_json())
