@@ -16,38 +16,24 @@ from typing import Annotated
 
 import typer
 
-from smoltraces.settings import (
-    InputError,
-    Settings,
-    as_text,
-    find_settings,
-    load_settings,
-    profile_names,
-    read_settings,
-)
+from .settings import InputError, Settings, find_settings, load_settings, profile_names, read_settings
 
 # %% ../nbs/90_cli.ipynb #0b45558c
-def profiles(
-    incomplete: str, # What was typed so far
-) -> list[str]: # None outside a clone, or where settings.ini is broken
+def profiles(incomplete: str) -> list[str]: # None outside a clone, or where settings.ini is broken
     "The profiles of settings.ini"
     try: names = profile_names(read_settings(find_settings()))
     except InputError: return []
     return [name for name in names if name.startswith(incomplete)]
 
 
-def experiments(
-    incomplete: str,
-) -> list[str]:
+def experiments(incomplete: str) -> list[str]:
     "The experiment notebooks, which are the kinds of stages"
     try: folder = find_settings().parent / "nbs" / "experiments"
     except InputError: return []
     return [file.stem for file in sorted(folder.glob(f"{incomplete}*.ipynb"))]
 
 
-def keys(
-    incomplete: str,
-) -> list[tuple[str, str]]: # KEY= and its meaning
+def keys(incomplete: str) -> list[tuple[str, str]]: # KEY= and its meaning
     "The keys of settings.ini"
     return [(f"{key}=", field.description or "") for key, field in Settings.model_fields.items()
             if key != "profile" and key.startswith(incomplete)]
@@ -163,8 +149,7 @@ def settings(profile: Profile = "laptop", set_: Set = None, as_json: AsJson = Fa
     "Show every setting of a profile, with its meaning."
     cfg = load_settings(profile, **overrides(set_))
     if as_json: return typer.echo(cfg.model_dump_json(indent=1))
-    _print_table(["key", "value", "meaning"], [(key, as_text(value), Settings.model_fields[key].description or "")
-                                               for key, value in cfg])
+    _print_table(["key", "value", "meaning"], cfg.rows())
 
 
 def _print_table(columns: list[str], rows: list[tuple[str, ...]]):
@@ -292,13 +277,9 @@ def answers(
 def main():
     "Entry point: turns what a user can mend into one sentence and an exit code"
     try: app()
-    except InputError as e: _stop(e, 2)
     except Exception as e:
-        from smoltraces.running.execute import StageError  # here, since the help needs none of what it imports
-        if not isinstance(e, StageError): raise
-        _stop(e, e.code)
-
-
-def _stop(error: Exception, code: int):
-    print(f"smoltraces: {error}", file=sys.stderr)
-    raise SystemExit(code)
+        if not isinstance(e, InputError):
+            from smoltraces.running.execute import StageError  # here, since the help needs none of what it imports
+            if not isinstance(e, StageError): raise
+        print(f"smoltraces: {e}", file=sys.stderr)
+        raise SystemExit(getattr(e, "code", 2)) from None

@@ -16,7 +16,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,12 +28,7 @@ __all__ = ['SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_j
            'register']
 
 # %% ../nbs/01_files.ipynb #f8792a31
-_FULL, _CLOSED = (errno.ENOSPC, errno.EDQUOT), (errno.EROFS, errno.EACCES, errno.EPERM)
-
-
-def short_path(
-    path: Path,
-) -> str: # e.g. outputs/laptop/problems.parquet, or data/ST.parquet
+def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or data/ST.parquet
     "The path from the working folder where it lies below it, else its last two parts: no machine path"
     path = Path(path).absolute()
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
@@ -45,26 +40,17 @@ def why_not(
 ) -> str | None: # None where it is not the disk that refused
     "The sentence for a disk that does not take a file"
     number, name = getattr(error, "errno", None), Path(path).name
-    if number in _FULL or "No space left on device" in str(error):
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"No disk space left to write {name}: free some and run again; nothing was kept of this file."
-    if number in _CLOSED:
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return (f"{name} cannot be written ({os.strerror(number)}): make {short_path(Path(path).parent)} writable, or "
                 "set `out` to another folder.")
     return None
-
-# %% ../nbs/01_files.ipynb #5a1d0f01
-def _sync(*paths: Path):
-    "Have the disk hold files and the names in folders"
-    for path in paths:
-        file = os.open(path, os.O_RDONLY)
-        try: os.fsync(file)
-        finally: os.close(file)
 
 
 @contextmanager
 def atomic(
     path: Path, # The file or folder that appears when the block ends without an error
-    durable: bool = True, # Whether it then survives a power cut too
 ) -> Iterator[Path]: # A temporary path in the same folder to write to
     "Write to a temporary path that replaces `path` when the block succeeds and disappears when it fails"
     path = Path(path)
@@ -72,10 +58,8 @@ def atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if durable: _sync(*(temporary.rglob("*") if temporary.is_dir() else ()), temporary)
         if temporary.is_dir() and path.exists(): shutil.rmtree(path)
         temporary.replace(path)
-        if durable: _sync(path.parent)
     except Exception as e:
         if why := why_not(e, path): raise InputError(why) from e
         raise
@@ -103,8 +87,8 @@ def _reading(path: Path, kind: str, columns: list[str] | None = None):
     except FileNotFoundError:
         raise InputError(f"{short_path(path)} is missing: run the stage that writes it.") from None
     except (ValueError, OSError) as e:
-        wrong = (f"lacks one of the columns {', '.join(columns)}" if columns and "match for FieldRef" in str(e) else
-                 f"is not {kind}")
+        lacks = columns and "match for FieldRef" in str(e)
+        wrong = f"lacks one of the columns {', '.join(columns)}" if lacks else f"is not {kind}"
         raise InputError(f"{short_path(path)} {wrong}: delete it and run its stage again.") from None
 
 
@@ -142,11 +126,8 @@ def read_parquet(
 
 # %% ../nbs/01_files.ipynb #5a1d0f06
 @contextmanager
-def parquet_writer(
-    path: Path,
-    schema: pa.Schema,
-) -> Iterator[Callable[[list[dict]], None]]: # Call it with some rows at a time; it holds no more than these
-    "Write a table in parts, that is there when the block ends"
+def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
+    "Write a table, some rows at a call, that is there when the block ends"
     with atomic(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as file:
         yield lambda rows: file.write_table(_table(rows, schema))
 
@@ -165,18 +146,15 @@ def _digest(path: str, size: int, changed: int) -> str:
     with open(path, "rb", buffering=0) as f: return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _hash(path: str) -> str:
-    status = os.stat(path)
-    return _digest(path, status.st_size, status.st_mtime_ns)
-
-
 def sha256(path: Path | str) -> str:
     "Hash of a file's bytes, or of a folder's relative names and bytes"
-    path = str(Path(path).absolute()) # strings from here on: a Path for each file would double the time
-    if not os.path.isdir(path): return _hash(path)
-    files = [file for at, _, names in os.walk(path) for name in names if os.path.isfile(file := f"{at}/{name}")]
-    names = sorted((file[len(path) + 1:] for file in files), key=lambda name: name.split("/"))
-    return hashlib.sha256("".join(f"{name}:{_hash(f'{path}/{name}')};" for name in names).encode()).hexdigest()
+    path = Path(path).absolute()
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        names = (f"{file.relative_to(path).as_posix()}:{sha256(file)};" for file in files)
+        return hashlib.sha256("".join(names).encode()).hexdigest()
+    status = path.stat()
+    return _digest(str(path), status.st_size, status.st_mtime_ns)
 
 # %% ../nbs/01_files.ipynb #0d3f0fdf
 _secret = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
@@ -200,22 +178,13 @@ def _paths(root: Path) -> dict[str, str]:
             for form in {path, os.path.realpath(path)} - {"/"}}
 
 
-def scrubber(
-    root: Path, # The project's folder
-) -> Callable[[str], str]: # With the secrets that the environment holds now
-    "A function that takes the machine's paths and the environment's secrets out of a text"
-    stand_ins = {**_secrets(), **_paths(root)}
-
-    def scrub(text: str) -> str:
-        for private, shown in stand_ins.items(): text = text.replace(private, shown)
-        return text
-    return scrub
+def scrubber(root: Path) -> Callable[[str], str]: # With the secrets that the environment holds now
+    "A function that takes the machine's paths (below `root` first) and the environment's secrets out of a text"
+    pairs = [*_secrets().items(), *_paths(root).items()]
+    return lambda text: reduce(lambda rest, pair: rest.replace(*pair), pairs, text)
 
 
-def scrub(
-    text: str,
-    root: Path = Path(), # The project's folder
-) -> str:
+def scrub(text: str, root: Path = Path()) -> str:
     "`text` without the machine's paths and without the environment's secrets"
     return scrubber(root)(text)
 
@@ -231,9 +200,7 @@ def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictu
     return f"⟨{_names[code] if code < 32 else f'U+{code:04X}'}⟩"
 
 
-def visible(
-    text, # Whatever a file held; a value that is no text is shown as `str` shows it
-) -> str: # Of characters that are seen, tabs, newlines and the joiners that emoji and some scripts need
+def visible(text) -> str: # Of characters that are seen, tabs, newlines and joiners; what is no text as by `str`
     "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
     return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
 
@@ -267,15 +234,12 @@ class _Scrubbed:
     def __init__(self, root: Path): self.root = root
 
     def write(self, text: str, path: str):
-        with atomic(Path(self.pretty_path(path)), durable=False) as temporary:
-            temporary.write_text(scrub(text, self.root), encoding="utf-8")
+        write_text(Path(self.pretty_path(path)), scrub(text, self.root))
 
     def pretty_path(self, path: str) -> str: return path.removeprefix(SCRUBBED)
 
 
-def register(
-    root: Path, # The project's folder
-):
+def register(root: Path):
     "Make `scrubbed://` known to papermill, and have it not warn of parameters that are settings"
     import logging
 

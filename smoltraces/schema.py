@@ -55,9 +55,7 @@ def to_problems(
             for row in rows[problem_schema.names].to_dict("records")]
 
 # %% ../nbs/02_schema.ipynb #57474b5f
-def question_id(
-    question: str,
-) -> str: # The same for questions that differ in case, spacing or Unicode form alone
+def question_id(question: str) -> str: # The same for questions that differ in case, spacing or Unicode form alone
     "16 hex digits that name a question"
     normalised = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(normalised.encode()).hexdigest()[:16]
@@ -107,11 +105,8 @@ def messages(
             {"role": "assistant", "content": thinking + row["response"]}]
 
 # %% ../nbs/02_schema.ipynb #5c4cd9b6
-def load_variant(
-    cfg: Settings,
-    variant: str,
-) -> pd.DataFrame: # Columns of `trace_schema`; an InputError names a file that is missing, broken or short
-    "Read one training set, checked"
+def load_variant(cfg: Settings, variant: str) -> pd.DataFrame: # Columns of `trace_schema`
+    "Read one training set, checked; an InputError names a file that is missing, broken or short"
     file = cfg.path("data", f"{variant}.parquet")
     table = read_parquet(file, columns=trace_schema.names)
     if len(table) != cfg.n_train or set(table.variant) != {variant}:

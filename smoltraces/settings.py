@@ -39,9 +39,7 @@ def nearest(
 BENCHMARK_NAMES = ("embedded", "embedded_hard", "math500", "aime24", "gpqa_diamond")
 
 
-def benchmark_name(
-    spec: str, # NAME or NAME@PATH
-) -> str:
+def benchmark_name(spec: str) -> str: # of NAME or NAME@PATH
     "The name of a benchmark, without the file it is read from"
     return spec.partition("@")[0]
 
@@ -87,9 +85,7 @@ KeyName = Annotated[str, AfterValidator(_variable)]
 LearningRate = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda v: None if v == "" else v)]
 
 
-def as_text(
-    value, # Of a setting
-) -> str:
+def as_text(value) -> str:
     "A setting as settings.ini writes it, e.g. `ST, ST-HC`"
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
@@ -180,19 +176,16 @@ class Settings(BaseModel):
     jobs: int = Field(ge=0, description="stages that run at a time (0: as many as cores, memory and GPUs allow)")
     time_limit: float = Field(ge=0, description="minutes that one stage may take before it is stopped (0: no limit)")
 
-    _root: Path = PrivateAttr(default=Path("."))
-    _own: dict[str, dict[str, str]] = PrivateAttr(default_factory=dict)
-    _fixed: frozenset[str] = PrivateAttr(default=frozenset()) # keys that the environment or parameters set
+    _root: Path = PrivateAttr(Path())
+    _sections: dict[str, dict[str, str]] = PrivateAttr({})
+    _fixed: frozenset[str] = PrivateAttr(frozenset()) # keys that the environment or parameters set
 
     @property
-    def root(self) -> Path:
-        "The project's folder, which holds settings.ini"
-        return self._root
+    def root(self) -> Path: return self._root # The project's folder, which holds settings.ini
 
     @property
-    def sections(self) -> dict[str, dict[str, str]]:
-        "What settings.ini sets for one student or variant alone, by its name"
-        return self._own
+    def sections(self) -> dict[str, dict[str, str]]: # By name, what it sets for one student or variant alone
+        return self._sections
 
     @property
     def benchmark_names(self) -> tuple[str, ...]:
@@ -206,13 +199,14 @@ class Settings(BaseModel):
     def of(self, *names: str) -> "Settings":
         "The settings of one student or variant, or of both: with what its own section of settings.ini sets"
         own = {k: v for name in names for k, v in self.sections.get(name, {}).items() if k not in self._fixed}
-        if not own: return self
-        settings = type(self)(**{**self.model_dump(), **own})
-        settings._root, settings._own, settings._fixed = self._root, self._own, self._fixed
-        return settings
+        return self.model_copy(update=dict(type(self)(**self.model_dump() | own)))
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        "Key, value as settings.ini writes it, and meaning"
+        return [(key, as_text(value), type(self).model_fields[key].description) for key, value in self]
 
     def _repr_markdown_(self):
-        rows = [f"| `{key}` | {as_text(value)} | {type(self).model_fields[key].description} |" for key, value in self]
+        rows = [f"| `{key}` | {value} | {meaning} |" for key, value, meaning in self.rows()]
         return "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
 
 # %% ../nbs/00_settings.ipynb #9bf01102
@@ -230,10 +224,8 @@ def find_settings(
                      "SMOLTRACES_SETTINGS to the file.")
 
 
-def read_settings(
-    file: Path, # A settings.ini
-) -> dict[str, dict[str, str]]: # By section; an InputError names a line that cannot be read
-    "The sections of a settings.ini, as text"
+def read_settings(file: Path) -> dict[str, dict[str, str]]:
+    "The sections of a settings.ini, as text; an InputError names a line that cannot be read"
     ini = configparser.ConfigParser(interpolation=None, default_section="")
     try: ini.read(file, encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError) as e:
@@ -241,9 +233,7 @@ def read_settings(
     return {name: dict(ini[name]) for name in ini.sections()}
 
 
-def profile_names(
-    sections: dict[str, dict[str, str]], # From `read_settings`
-) -> list[str]:
+def profile_names(sections: dict[str, dict[str, str]]) -> list[str]: # from `read_settings`
     "The profiles of a settings.ini"
     return [name for name in sections if name != "DEFAULT" and " " not in name]
 
@@ -256,14 +246,12 @@ def load_env(
 ) -> None: # InputError naming a line that is none
     "Take environment variables from a file, where they are not set yet"
     if not file.is_file(): return
-    from dotenv import dotenv_values
     from dotenv.parser import parse_stream
-    with open(file, encoding="utf-8") as f:
-        for line in parse_stream(f):
-            if line.error or line.key and line.value is None:
-                raise InputError(f"{file.name}, line {line.original.line} is no NAME=value: mend it, or put # before "
-                                 "it.")
-    for name, value in dotenv_values(file, interpolate=False).items():
+    with open(file, encoding="utf-8") as f: lines = list(parse_stream(f))
+    for line in lines:
+        if line.error or line.key and line.value is None:
+            raise InputError(f"{file.name}, line {line.original.line} is no NAME=value: mend it, or put # before it.")
+    for name, value in {line.key: line.value for line in lines if line.key}.items():
         FROM_FILE.add(name)
         os.environ.setdefault(name, value)
 
@@ -274,14 +262,10 @@ def _environment() -> dict[str, str]:
             if name.startswith("SMOLTRACES_") and name not in reserved}
 
 
-_removed = {"warm": "every stage starts a kernel of its own"} # settings of earlier versions, and what holds now
-
-
 def _check_keys(pairs: dict, place: str):
     for key in pairs:
         if key in Settings.model_fields and key != "profile": continue
         name = f"SMOLTRACES_{key.upper()}" if place == "the environment" else repr(key)
-        if key in _removed: raise InputError(f"Setting {name} in {place} is no more, as {_removed[key]}: leave it out.")
         raise InputError(f"Unknown setting {name} in {place}: {nearest(key, Settings.model_fields)}")
 
 
@@ -337,7 +321,7 @@ def load_settings(
         places |= dict.fromkeys(pairs, place)
     settings = _typed(values, places)
     settings._root, settings._fixed = file.parent, frozenset(environment | overrides)
-    settings._own = _own_sections(sections, settings, file)
+    settings._sections = _own_sections(sections, settings, file)
     return settings
 
 # %% ../nbs/00_settings.ipynb #be149b53
@@ -351,17 +335,13 @@ def from_notebook(
     return cfg.of(names.get("student") or cfg.students[0], names["variant"])
 
 # %% ../nbs/00_settings.ipynb #d3e249ae
-def slug(
-    student: str, # A hub id, a folder or an embedded name
-) -> str:
+def slug(student: str) -> str:
     "The student's folder name: `embedded/x` becomes `embedded--x`"
     return student.strip("/").replace("/", "--")
 
 
-def versions(
-    *packages: str,
-) -> dict[str, str]: # Those that are installed
-    "Installed versions of `packages`"
+def versions(*packages: str) -> dict[str, str]:
+    "Versions of those `packages` that are installed"
     from importlib.metadata import PackageNotFoundError, version
     installed = {}
     for package in packages:
@@ -383,4 +363,3 @@ class Lazy:
     "A module that is imported when something of it is first used"
     def __init__(self, name: str): self.name = name
     def __getattr__(self, attribute: str): return getattr(import_module(self.name), attribute)
-

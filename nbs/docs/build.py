@@ -198,7 +198,7 @@ def search_from_disk(page: Path, worker: str):
 
 def main(out: Path):
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    with TemporaryDirectory() as scratch, atomic(out, durable=False) as site:
+    with TemporaryDirectory() as scratch, atomic(out) as site:
         pages = Path(scratch) / "pages"
         pages.mkdir()
         config = Path(scratch) / "mkdocs.yml"

@@ -11,30 +11,24 @@ __all__ = ['MOVED', 'SAME', 'TIMES', 'DIFFERS', 'AWAY', 'read_answers', 'read_re
 import filecmp
 import json
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.markdown import Markdown
 
 from ..evidence.statistics import accuracy_interval, difference, holm, paired_test, verdict, wins_losses
 from ..evidence.tables import benchmark_title, chance, count, interval, student_label
-from ..files import read_json, read_parquet, visible
+from ..files import read_json, read_parquet
 from ..paper import MARKERS, PALETTE, ordered, plotting
 from .verify import Record, as_markdown, conditions, hidden, read_note, read_records, some
 from ..settings import InputError
 
 # %% ../../nbs/running/78_diff.ipynb #0388ba6b
 _of = ["student", "variant", "benchmark"]
-_needed, _wanted = [*_of, "seed", "problem_id", "correct"], ["answer", "revision"]
-
-
-def _answers(file: Path) -> pd.DataFrame:
-    try: return read_parquet(file, [*_needed, *_wanted])
-    except InputError: rows = read_parquet(file) # of an older version, or broken
-    if lacking := [c for c in _needed if c not in rows]: raise InputError(f"it lacks {', '.join(lacking)}.")
-    return rows.reindex(columns=[*_needed, *_wanted])
+_columns = [*_of, "seed", "problem_id", "correct", "answer", "revision"]
 
 
 def read_answers(
@@ -47,9 +41,9 @@ def read_answers(
     frames, notes = [], []
     for name in sorted(n for n in names if n.startswith("predictions/") and n.endswith(".parquet")):
         if not (file := root / name).is_file() or not file.resolve().is_relative_to(root): continue
-        try: frames.append(_answers(file))
+        try: frames.append(read_parquet(file, _columns))
         except InputError as e: notes.append(f"{name} was left out: {e}")
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=[*_needed, *_wanted]), notes
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=_columns), notes
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
@@ -70,7 +64,7 @@ def _paired(one: pd.DataFrame, two: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
 def _how(one: pd.DataFrame, two: pd.DataFrame, shared: int) -> str:
     "Paired or not, and why"
     n, other = one.problem_id.nunique(), two.problem_id.nunique()
-    revised = set(one.revision.dropna()) != set(two.revision.dropna())
+    revised = {*one.revision.dropna()} != {*two.revision.dropna()}
     why = "another revision of the benchmark" if revised else "answers are missing"
     if shared == n == other: return f"paired: the same {count(n, 'problem')}"
     if shared > 1: return f"paired on the {shared} problems that both hold, of {n} and {other}: {why}"
@@ -101,31 +95,26 @@ def _move(answers: list[pd.DataFrame | None], kept: list[dict | None], n_boot: i
     sides = [k if rows is None else _own(rows, n_boot) for rows, k in zip(answers, kept, strict=True)]
     row = {f"{key}_{side}": value for side, own in zip("ab", sides, strict=True) for key, value in (own or {}).items()}
     if None in sides: return row | {"moved": "", "how": f"only in {'B' if sides[0] is None else 'A'}"}
-    lacking = [side for side, rows in zip("AB", answers, strict=True) if rows is None]
-    if lacking:
-        keep = "keeps" if len(lacking) == 1 else "keep"
-        row["how"] = f"unpaired: {' and '.join(lacking)} {keep} no predictions, only results.parquet"
+    if lacking := " and ".join(side for side, rows in zip("AB", answers, strict=True) if rows is None):
+        row["how"] = f"unpaired: {lacking} keep{'s' * (len(lacking) == 1)} no predictions, only results.parquet"
     else:
         before, after = (grid.to_numpy() for grid in _paired(*answers))
         row |= {"shared": before.shape[1], "how": _how(*answers, before.shape[1])}
-    if row.get("shared", 0) < 2:
-        gap, low, high = _unpaired(row)
-        return row | {"difference": gap, "low": low, "high": high, "moved": verdict(low, high)}
-    gap, low, high = difference(after, before, n_boot)
+    paired = row.get("shared", 0) > 1
+    gap, low, high = difference(after, before, n_boot) if paired else _unpaired(row)
+    row |= {"difference": gap, "low": low, "high": high, "moved": verdict(low, high)}
+    if not paired: return row
     gained, lost = wins_losses(after, before)
-    equal = not gained and not lost and row["shared"] == row["n_a"] == row["n_b"]
-    return row | {"difference": gap, "low": low, "high": high, "p": paired_test(after, before, n_boot), "lost": lost,
-                  "gained": gained, "moved": "same on every problem" if equal else verdict(low, high)}
+    if not gained and not lost and row["shared"] == row["n_a"] == row["n_b"]: row["moved"] = "same on every problem"
+    return row | {"p": paired_test(after, before, n_boot), "gained": gained, "lost": lost}
 
 # %% ../../nbs/running/78_diff.ipynb #5a1d7801
-def _table(file: Path, columns: list[str]) -> pd.DataFrame:
+def _table(file: Path, columns: list[str]) -> pd.DataFrame: # empty where there is none
     try: return read_parquet(file, columns)
     except InputError: return pd.DataFrame(columns=columns)
 
 
-def read_results(
-    root: Path, # A run's folder
-) -> pd.DataFrame: # student, variant, benchmark, seeds, n, accuracy, low, high; empty where it is not there
+def read_results(root: Path) -> pd.DataFrame: # student, variant, benchmark, seeds, n, accuracy, low, high
     "A run's accuracies as its results.parquet has them"
     table = _table(root / "results.parquet", [*_of, "seeds", "n", "accuracy", "ci_low", "ci_high"])
     return table.rename(columns=lambda name: name.removeprefix("ci_"))
@@ -147,10 +136,8 @@ def compare_answers(
     return table.sort_values(_of, key=lambda c: c.map(places) if c.name == "variant" else c, ignore_index=True)
 
 
-def flips(
-    answers: tuple[pd.DataFrame, pd.DataFrame], # From `read_answers`
-) -> pd.DataFrame: # student, variant, benchmark, problem_id, a, b (shares of right answers), flip
-    "The problems on which the two runs do not do equally well"
+def flips(answers: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
+    "The problems on which two runs differ: student, variant, benchmark, problem_id, a, b (shares right), flip"
     sides, rows = [dict(list(side.groupby(_of, sort=False))) for side in answers], []
     for key in (k for k in sides[0] if k in sides[1]):
         one, two = (grid.mean() for grid in _paired(sides[0][key], sides[1][key]))
@@ -159,33 +146,27 @@ def flips(
     return pd.DataFrame(rows, columns=[*_of, "problem_id", "a", "b", "flip"])
 
 # %% ../../nbs/running/78_diff.ipynb #ec34adca
-def in_words(
-    moved: pd.DataFrame, # From `compare_answers`
-) -> list[str]: # Sentences; none where no accuracy is in both
-    "What can be said of how the accuracies moved"
+def in_words(moved: pd.DataFrame) -> list[str]: # Sentences; none where no accuracy is in both
+    "What can be said of how the accuracies moved, as `compare_answers` has it"
     both = moved[moved.difference.notna()]
     if both.empty: return []
     beyond = both[both.moved.str.startswith("lies")]
     equal, within = (both.moved == "same on every problem").sum(), (both.moved == "includes zero").sum()
     if equal == len(both): return [f"Accuracies in both runs: {equal}, each the same on every problem."]
-    accuracies, are = f"{len(both)} accurac{'y' if len(both) == 1 else 'ies'}", "is" if equal == 1 else "are"
-    sentences = [f"Of {accuracies} in both runs {equal} {are} the same on every problem, {within} moved within what "
-                 f"chance allows (the interval of the difference includes zero) and {len(beyond)} by more."]
+    sentences = [f"Accuracies in both runs: {len(both)}. The same on every problem: {equal}; moved within what chance "
+                 f"allows (the interval of the difference includes zero): {within}; by more: {len(beyond)}."]
     if len(beyond):
         names = "; ".join(f"{r.variant} on {benchmark_title(r.benchmark)} {100 * r.difference:+.1f} points "
                           f"[{100 * r.low:.1f}, {100 * r.high:.1f}]" for r in beyond.head(6).itertuples())
-        tests, n = count(int(both.p.notna().sum()), "test"), int((beyond.p_holm < 0.05).sum())
-        sentences.append(f"By more: {names}{'; …' if len(beyond) > 6 else ''}. After Holm's correction for {tests} "
-                         f"{n or 'none'} of these {'is' if n < 2 else 'are'} significant.")
+        sentences.append(f"By more: {names}{'; …' * (len(beyond) > 6)}. Significant after Holm's correction for "
+                         f"{count(int(both.p.notna().sum()), 'test')}: {(beyond.p_holm < 0.05).sum()} of these.")
     if ((both.seeds_a == 1) | (both.seeds_b == 1)).any():
         sentences.append("With one training run a side, an interval covers other problems, not other trainings: the "
                          "same settings trained again may move as much.")
     return sentences
 
-# %% ../../nbs/running/78_diff.ipynb #5a1d7803
-def plot_moved(
-    moved: pd.DataFrame, # From `compare_answers`
-): # A matplotlib Figure, a panel per student and benchmark
+
+def plot_moved(moved: pd.DataFrame): # A matplotlib Figure, a panel per student and benchmark
     "Accuracies of the second run against those of the first, with intervals; hollow where the difference may be none"
     both = moved[moved.difference.notna()]
     if both.empty: raise InputError("The two runs have no accuracy in common: there is nothing to plot.")
@@ -213,10 +194,8 @@ def _cross(axes, row):
               zorder=3, label=f"{row.variant} {interval(row.difference, row.low, row.high, sign=True)}")
 
 # %% ../../nbs/running/78_diff.ipynb #bd1bf2dc
-def compare_claims(
-    roots: tuple[Path, Path], # The runs' folders
-) -> pd.DataFrame: # claim, student, benchmark, verdict_a, verdict_b, estimate_a, estimate_b, moved
-    "The verdicts on the paper's claims in two runs; empty where a run has none"
+def compare_claims(roots: tuple[Path, Path]) -> pd.DataFrame: # empty where a run has none
+    "The verdicts on the paper's claims: claim, student, benchmark, verdict_a, verdict_b, estimate_a, estimate_b, moved"
     key = ["claim", "student", "benchmark"]
     sides = [_table(root / "claims.parquet", [*key, "verdict", "estimate"]) for root in roots]
     both = sides[0].merge(sides[1], on=key, how="outer" if all(map(len, sides)) else "inner", suffixes=("_a", "_b"))
@@ -275,16 +254,12 @@ def _artefact(roots: tuple[Path, Path], name: str, a: str, b: str) -> tuple[str,
 def compare_files(
     roots: tuple[Path, Path], # Two runs' folders, resolved
     records: tuple[list[Record], list[Record]],
-    progress: Callable[[str], None] = lambda name: None, # Called with each artefact
 ) -> pd.DataFrame: # artefact, state, files (that differ inside a folder), a and b (recorded hashes)
     "Whether what two runs wrote is the same"
     one, two = ({name: digest for r in sorted(side, key=lambda r: r.began) if not r.wrong
                  for name, digest in r.outputs.items()} for side in records)
-    rows = []
-    for name in sorted({**one, **two}):
-        progress(name)
-        a, b = one.get(name, ""), two.get(name, "")
-        rows.append((name, *_artefact(roots, name, a, b), a, b))
+    hashes = [(name, one.get(name, ""), two.get(name, "")) for name in sorted({**one, **two})]
+    rows = [(name, *_artefact(roots, name, a, b), a, b) for name, a, b in hashes]
     return pd.DataFrame(rows, columns=["artefact", "state", "files", "a", "b"])
 
 # %% ../../nbs/running/78_diff.ipynb #2bd8681f
@@ -313,10 +288,8 @@ def compare_conditions(
     return pd.DataFrame(rows, columns=["kind", "name", "a", "b", "decides"])
 
 
-def compare_stages(
-    records: tuple[list[Record], list[Record]],
-) -> pd.DataFrame: # notebook, stages_a, stages_b, seconds_a, seconds_b, cost_a, cost_b
-    "Stages, seconds and US dollars by notebook"
+def compare_stages(records: tuple[list[Record], list[Record]]) -> pd.DataFrame:
+    "Stages, seconds and US dollars by notebook: notebook, stages_a, stages_b, seconds_a, seconds_b, cost_a, cost_b"
     rows = [(r.notebook, side, 1, r.number("seconds"), r.number("cost_usd"))
             for side, those in zip("ab", records, strict=True) for r in those if not r.wrong]
     table = pd.DataFrame(rows, columns=["notebook", "side", "stages", "seconds", "cost"])
@@ -324,8 +297,7 @@ def compare_stages(
     return sums.set_axis([f"{name}_{side}" for name, side in sums.columns], axis=1).reset_index()
 
 # %% ../../nbs/running/78_diff.ipynb #5a1d7804
-def _places(files: pd.DataFrame) -> pd.DataFrame:
-    "How many artefacts of each folder compare how, and in which of their files they differ"
+def _places(files: pd.DataFrame) -> pd.DataFrame: # how many artefacts of each folder compare how
     places = files.assign(artefact=files.artefact.str.replace("/.*", "/", regex=True))
     return places.groupby(["artefact", "state", "files"], sort=False).size().reset_index(name="how many")
 
@@ -346,7 +318,7 @@ def _moves(moved: pd.DataFrame) -> pd.DataFrame:
         change = f"{interval(r['difference'], r['low'], r['high'], sign=True)} {r['moved']}, p {chance(r['p_holm'])}"
         lost = "" if pd.isna(r["lost"]) else f"; {r['gained']} wrong to right, {r['lost']} right to wrong"
         who = f"{r['student'].rpartition('/')[2]} {r['variant']}, {r['benchmark']}"
-        rows.append((who, f"{ends}; {r['how']}" + (f"\n{change}{lost}" if r["moved"] else "")))
+        rows.append((who, f"{ends}; {r['how']}" + (f"; {change}{lost}" if r["moved"] else "")))
     return pd.DataFrame(rows, columns=["", "from A to B, and the difference, in per cent"])
 
 # %% ../../nbs/running/78_diff.ipynb #5a0c401e
@@ -381,18 +353,15 @@ class Differences:
         rest = ", ".join(f"{k} {words.get(s, s)}" for s, k in kinds.items() if s not in (SAME, TIMES, AWAY))
         return f"The results are not the same: of {n} {rest}{away}."
 
-    def plot(self):
-        "Accuracies of the second run against those of the first"
-        return plot_moved(self.moved)
+    def plot(self): return plot_moved(self.moved)
 
     def sentences(self) -> list[str]:
         "How the results moved, and what could not be read"
         n, sentences = int(self.claims.moved.sum()), in_words(self.moved)
         if len(self.claims):
-            near = " Where no accuracy moved by more than chance allows, a verdict that did was near its limit." if (
-                n and not self.moved.moved.str.startswith("lies").any()) else ""
-            sentences.append(f"{n or 'No'} verdict{'s' * (n > 1)} of {len(self.claims)} on the paper's claims "
-                             f"moved.{near}")
+            sentences.append(f"{n or 'No'} verdict{'s' * (n > 1)} of {len(self.claims)} on the paper's claims moved.")
+            if n and not self.moved.moved.str.startswith("lies").any():
+                sentences.append("As no accuracy moved by more than chance allows, these were near their limits.")
         return sentences + self.notes
 
     def tables(self) -> dict[str, pd.DataFrame]: # By title
@@ -411,7 +380,9 @@ class Differences:
     def __repr__(self): return f"<Differences of {self.a} and {self.b}: {self.verdict}>"
 
     def _repr_markdown_(self) -> str:
-        parts = [f"**{as_markdown(self.verdict)}**"]
+        parts = [f"A: {as_markdown(self.a)}", f"B: {as_markdown(self.b)}", f"**{as_markdown(self.verdict)}**"]
+        parts += [f"Stages only in {side}: {as_markdown(some(stages))}"
+                  for side, stages in zip("AB", self.only, strict=True) if stages]
         for title, table in self.tables().items(): parts += [f"*{title}*", _markdown(table)]
         return "\n\n".join([*parts, *map(as_markdown, self.sentences())])
 
@@ -434,7 +405,6 @@ def diff(
     run_a: Path, # A run's folder, e.g. outputs/reference/laptop
     run_b: Path, # Another's
     n_boot: int = 10_000, # Resamples behind each interval
-    progress: Callable[[str], None] = lambda name: None, # Called with each artefact that is compared
 ) -> Differences: # Raises InputError where either is no run
     "What sets two runs apart, and how the results moved from the first to the second"
     records, roots = tuple(map(read_records, (run_a, run_b))), tuple(Path(f).resolve() for f in (run_a, run_b))
@@ -446,44 +416,19 @@ def diff(
              for r in side if r.wrong]
     notes += [f"{name}: {words}" for name, side in zip("AB", wrong, strict=True) for words in side]
     return Differences(
-        str(run_a), str(run_b), compare_files(roots, records, progress), compare_conditions(records, manifests),
+        str(run_a), str(run_b), compare_files(roots, records), compare_conditions(records, manifests),
         compare_stages(records), compare_answers(answers, tuple(map(read_results, roots)), n_boot), flips(answers),
         compare_claims(roots), (sorted(stages[0] - stages[1]), sorted(stages[1] - stages[0])), notes)
 
 # %% ../../nbs/running/78_diff.ipynb #f139e24d
-def show(
-    differences: Differences,
-    console=None, # A rich Console; by default one on standard output
-    most: int = 20, # Rows of a table
-):
+def show(differences: Differences, console: Console | None = None):
     "Print what sets two runs apart"
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-    console = console or Console()
-    def say(words, style=""): console.print(Text(visible(words), style))
-    say(f"A {differences.a}\nB {differences.b}")
-    say(differences.verdict, f"bold {'green' if differences.same else 'yellow'}")
-    for side, stages in zip("AB", differences.only, strict=True):
-        if stages: say(f"Stages only in {side}: {some(stages)}")
-    for title, rows in differences.tables().items():
-        table = Table(*rows.columns, title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
-        for row in rows.head(most).astype(object).itertuples(index=False):
-            table.add_row(*(Text(visible(v), overflow="fold") for v in row))
-        console.print(table)
-        if len(rows) > most: say(f"… and {len(rows) - most} more (--json shows all)", "dim")
-    for sentence in differences.sentences(): say(sentence)
+    (console or Console()).print(Markdown(differences._repr_markdown_()))
 
 
-def tell(
-    run_a: Path,
-    run_b: Path,
-    as_json: bool = False,
-) -> int: # Exit code: 0 where the results are the same, else 1
+def tell(run_a: Path, run_b: Path, as_json: bool = False) -> int: # Exit code: 0 where the results are the same, else 1
     "Compare two runs in the terminal"
-    from rich.console import Console
-    with Console(stderr=True).status("comparing files") as status:
-        differences = diff(run_a, run_b, progress=lambda name: status.update(f"comparing {visible(name)[-60:]}"))
+    with Console(stderr=True).status("comparing files"): differences = diff(run_a, run_b)
     if as_json: print(differences.to_json())
     else: show(differences)
     return 0 if differences.same else 1

@@ -5,42 +5,38 @@
 # %% auto #0
 __all__ = ['TRUSTED', 'CHANGED', 'MISSING', 'INPUTS', 'UPSTREAM', 'UNRECORDED', 'BROKEN', 'UNREADABLE', 'RESULTS', 'COLUMNS',
            'inside', 'own_file', 'Record', 'read_note', 'read_records', 'Artefact', 'look', 'loose', 'hidden',
-           'conditions', 'machines', 'some', 'facts', 'Judgement', 'judge', 'as_markdown', 'Verification', 'verify',
-           'show', 'tell']
+           'conditions', 'some', 'facts', 'Judgement', 'judge', 'as_markdown', 'Verification', 'verify', 'show', 'tell']
 
 # %% ../../nbs/running/77_verify.ipynb #2c97c512
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from itertools import chain
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
 import pandas as pd
+from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import track
+from rich.text import Text
 
 from ..evidence.tables import and_list
 from ..files import read_json, sha256, visible
 from ..settings import BENCHMARK_NAMES, InputError, benchmark_name
 
 # %% ../../nbs/running/77_verify.ipynb #17bc88e1
-@cache
-def inside(
-    name: str, # e.g. data/ST.parquet
-) -> bool:
+def inside(name: str) -> bool: # e.g. data/ST.parquet
     "Whether a name stays below the folder that it is relative to, on any system"
     paths = PurePosixPath(name), PureWindowsPath(name)
     return "\0" not in name and all(path.parts and not path.anchor and ".." not in path.parts for path in paths)
 
 
-def own_file(
-    name: str, # e.g. math500@questions.jsonl
-) -> bool:
+def own_file(name: str) -> bool: # e.g. math500@questions.jsonl
     "Whether an input is a benchmark's own file, which is no part of the run"
     return "@" in name and benchmark_name(name) in BENCHMARK_NAMES
 
@@ -81,12 +77,9 @@ class Record:
         value = self.notes.get(key)
         return float(value) if isinstance(value, (int, float)) else 0.0
 
-# %% ../../nbs/running/77_verify.ipynb #5a1d7701
-def read_note(
-    root: Path, # The run's folder, resolved
-    file: Path, # JSON
-) -> tuple[dict, str]: # What it holds, empty where it is absent or no object; and what is wrong with it
-    "Read a JSON file of a run, which no link may lead out of it"
+
+def read_note(root: Path, file: Path) -> tuple[dict, str]: # What it holds, empty where there is none; what is wrong
+    "Read a JSON file of a run, which no link may lead out of its resolved folder"
     try:
         if not file.resolve().is_relative_to(root): return {}, "is a link that leads out of the run and was not read"
         content = read_json(file) if file.is_file() else {}
@@ -114,69 +107,56 @@ def read_records(
     "The records of a run's stages"
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder} is no folder: name that of a run, such as outputs/laptop.")
-    root, records = folder.resolve(), []
+    records = []
     for file in sorted((folder / "runs").glob("[!.]*.json")):
         if file.name.endswith(".failed.json"): continue
-        notes, wrong = read_note(root, file)
+        notes, wrong = read_note(folder.resolve(), file)
         records.append(Record(file.stem, notes, wrong or _fault(file.stem, notes)))
     if records: return records
-    runs = sorted(f.parent.name for f in folder.glob("*/runs") if f.is_dir())
-    mend = f"choose from {', '.join(f'{folder}/{r}' for r in runs)}." if runs else (
-        "run smoltraces reproduce, or name the folder of a run.")
-    raise InputError(f"{folder} holds no record of a run: {mend}")
+    runs = ", ".join(sorted(str(f.parent) for f in folder.glob("*/runs") if f.is_dir()))
+    mend = f"choose from {runs}" if runs else "run smoltraces reproduce, or name the folder of a run"
+    raise InputError(f"{folder} holds no record of a run: {mend}.")
 
 # %% ../../nbs/running/77_verify.ipynb #fd18898e
-@dataclass(frozen=True)
-class Artefact:
+class Artefact(NamedTuple):
     "A file or folder of a run as it is now"
     digest: str | None = None # None where it is not there, or cannot be read
     size: int = 0 # Bytes
     wrong: str = "" # Why it cannot be read
 
 
-def _examine(root: Path, name: str) -> Artefact: # without its hash
+def _examine(root: Path, name: str) -> Artefact:
     path, size = root / name, 0
+    if not os.path.lexists(path): return Artefact()
     try:
-        for file in chain([path], path.rglob("*")) if os.path.lexists(path) else ():
+        for file in (path, *path.rglob("*")):
             if not file.exists(): return Artefact(wrong=f"cannot be read: {file.name} is a broken link")
             if not file.resolve().is_relative_to(root):
                 return Artefact(wrong=f"is reached through a link ({file.name}) that leads out of the run")
             if file.is_file(): size += file.stat().st_size
             elif not file.is_dir(): return Artefact(wrong=f"cannot be read: {file.name} is no file")
+        return Artefact(sha256(path), size)
     except OSError as e: return Artefact(wrong=f"cannot be read ({e.strerror})")
-    return Artefact(size=size)
 
 
 def look(
     root: Path, # The run's folder, resolved
     names: Iterable[str], # Of artefacts, which lie inside it
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None, # Called with bytes done, and in all
+    progress: bool = False, # Whether to show a bar on standard error
 ) -> dict[str, Artefact]: # By name
     "Hash artefacts as they are now"
-    now = {name: _examine(root, name) for name in names}
-    total, done = sum(artefact.size for artefact in now.values()), 0
-
-    def with_hash(name):
-        if now[name].wrong: return now[name]
-        try: return replace(now[name], digest=sha256(root / name))
-        except FileNotFoundError: return now[name]
-        except OSError as e: return Artefact(wrong=f"cannot be read ({e.strerror})")
-
+    names = list(names)
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for name, artefact in zip(list(now), pool.map(with_hash, list(now)), strict=True):
-            now[name], done = artefact, done + artefact.size
-            progress(done, total, name)
-    return now
+        artefacts = pool.map(lambda name: _examine(root, name), names)
+        return dict(zip(names, track(artefacts, "hashing", len(names), console=Console(stderr=True), transient=True,
+                                     disable=not progress), strict=True))
 
 # %% ../../nbs/running/77_verify.ipynb #442cd805
 _aside = {"runs", "notebooks", "manifest.json", "curves", "batches", "data/dropped", "problems/removed.parquet"}
 
 
-def loose(
-    root: Path, # The run's folder
-    names: Iterable[str], # Of recorded artefacts
-) -> list[str]:
-    "Files, and folders without a recorded one, that no record names"
+def loose(root: Path, names: Iterable[str]) -> list[str]:
+    "Files of a run, and folders without one of the recorded `names`, that no record names"
     names = {*names, *_aside}
     names |= {n.removesuffix("parquet") + "json" for n in names if n.startswith("predictions/")} # manifests beside them
     above = {str(folder) for name in names for folder in PurePosixPath(name).parents}
@@ -188,72 +168,59 @@ def loose(
     return sorted({top(f) for f in files if not any(part.startswith(".") for part in f.parts)} - names)
 
 # %% ../../nbs/running/77_verify.ipynb #9e4b86b9
-def hidden(
-    key: str, # Of a setting
-    value,
-):
+def hidden(key: str, value): # of a setting
     "A stand-in for what might be a secret: a setting that should name an environment variable and does not"
     variable = isinstance(value, str) and re.fullmatch("[A-Z][A-Z0-9_]*|", value)
     return "not shown: no variable's name" if key.endswith("_key") and not variable else value
 
 
-def conditions(
-    records: Iterable[Record],
-) -> pd.DataFrame: # kind (git, lock, code, machine, version, setting), name, value (as text), stage
+def conditions(records: Iterable[Record]) -> pd.DataFrame: # kind, name, value (as text), stage
     "Under which commits, locks, versions, settings … the stages ran; what older records lack is left out"
     rows = []
     for r in records:
         if r.wrong: continue
-        git = r.section("git")
-        pairs = [("git", "commit", git.get("commit", "none"))] if "git" in r.notes else []
-        if git: pairs.append(("git", "dirty", bool(git.get("dirty"))))
-        if "lock" in r.notes: pairs.append(("lock", "requirements.lock", r.notes["lock"] or "none"))
-        if r.notes.get("code"): pairs.append(("code", r.notebook, r.notes["code"]))
-        pairs += [(kind, key, hidden(key, value)) for part, kind in
-                  (("machine", "machine"), ("versions", "version"), ("settings", "setting"))
-                  for key, value in r.section(part).items()]
-        rows += [(kind, name, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), r.stage)
-                 for kind, name, value in pairs]
+        values = {("git", "commit"): "none"} if "git" in r.notes else {}
+        values |= {("git", key): value for key, value in r.section("git").items()}
+        if "lock" in r.notes: values["lock", "requirements.lock"] = r.notes["lock"] or "none"
+        if r.notes.get("code"): values["code", r.notebook] = r.notes["code"]
+        for part, kind in (("machine", "machine"), ("versions", "version"), ("settings", "setting")):
+            values |= {(kind, key): hidden(key, value) for key, value in r.section(part).items()}
+        rows += [(*key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), r.stage)
+                 for key, value in values.items()]
     return pd.DataFrame(rows, columns=["kind", "name", "value", "stage"])
 
-
-def machines(
-    records: Iterable[Record],
-) -> list[str]: # e.g. ["Linux, x86_64, 2 cores, 8 GB, python 3.11.7"]
-    "The machines that the stages ran on"
-    units = {"cores": "{} cores", "memory_gb": "{} GB", "python": "python {}"}
-    names = (", ".join(units.get(key, "{}").format(value) for key, value in r.section("machine").items()
-                       if value is not None) for r in records if not r.wrong)
-    return list(dict.fromkeys(name for name in names if name))
-
 # %% ../../nbs/running/77_verify.ipynb #bc3b348d
-def some(
-    stages: list[str],
-) -> str:
+def some(stages: list[str]) -> str:
     "Names of stages, or how many"
     return " and ".join(stages) if len(stages) < 3 else f"{stages[0]} and {len(stages) - 1} more"
 
 
-def _values(stages: dict[str, list[str]], length: int = 60) -> str: # by value
-    "The value of a condition, or each and where"
-    if len(stages) < 2: return "".join(stages)[:length] or "not recorded"
-    return "; ".join(f"{value[:length]} in {some(names)}" for value, names in stages.items())
+def _machine(record: Record) -> str: # e.g. Linux, x86_64, 2 cores, 8 GB, python 3.11.7
+    units = {"cores": "{} cores", "memory_gb": "{} GB", "python": "python {}"}
+    return ", ".join(units.get(key, "{}").format(value) for key, value in record.section("machine").items()
+                     if value is not None)
 
 
 def _how(records: list[Record]) -> Iterable[tuple[str, str, bool]]:
     "What should be known of the conditions of whole records, and whether it calls for caution"
     stages = {key: rows.groupby("value", sort=False).stage.agg(list).to_dict()
               for key, rows in conditions(records).groupby(["kind", "name"], sort=False)}
-    commits, dirty = stages.get(("git", "commit"), {}), stages.get(("git", "dirty"), {}).get("true", [])
-    changes = f"uncommitted changes in {len(dirty)} of {len(records)} stages" if dirty else "nothing uncommitted"
-    yield ("commit", _values(commits, 12) + f"; {changes}" * (not {*commits} <= {"none"}),
-           len(commits) > 1 or bool(dirty))
-    locks, on = stages.get(("lock", "requirements.lock"), {}), machines(records)
-    yield "lock", _values(locks, 12), len(locks) > 1
+
+    def values(key, length): # the value of a condition, or each and where
+        if len(stages.get(key, ())) < 2: return "".join(stages.get(key, ()))[:length] or "not recorded"
+        return "; ".join(f"{value[:length]} in {some(names)}" for value, names in stages[key].items())
+
+    git, lock, dirty = ("git", "commit"), ("lock", "requirements.lock"), stages.pop(("git", "dirty"), {})
+    changes = "; nothing uncommitted" if dirty else ""
+    if "true" in dirty: changes = f"; uncommitted changes in {len(dirty['true'])} of {len(records)} stages"
+    yield "commit", values(git, 12) + changes, len(stages.pop(git, ())) > 1 or "true" in dirty
+    yield "lock", values(lock, 12), len(stages.pop(lock, ())) > 1
+    on = list(dict.fromkeys(filter(None, map(_machine, records))))
     yield "machine" if len(on) < 2 else f"{len(on)} machines", "; ".join(on) or "not recorded", len(on) > 1
     for kind, words in (("version", "version of "), ("code", "code of "), ("setting", "setting ")):
-        for (of, name), values in stages.items():
-            if of == kind and len(values) > 1: yield words + name, _values(values, 16 if kind == "code" else 60), True
+        for key in stages:
+            if key[0] == kind and len(stages[key]) > 1:
+                yield words + key[1], values(key, 16 if kind == "code" else 60), True
     seconds, cost = (sum(r.number(key) for r in records) for key in ("seconds", "cost_usd"))
     yield "time and cost", f"{seconds:,.0f} s of {len(records)} stages, ${cost:,.2f}", False
 
@@ -299,10 +266,11 @@ RESULTS = ("results.parquet", "comparisons.parquet", "claims.parquet", "tables",
 def _producers(records: list[Record], now: dict[str, Artefact]) -> dict[str, Record]:
     "The record that counts for each output: the one that fits the file, else the latest"
     def rank(name, r): return not r.wrong and now[name].digest == r.outputs[name], not r.wrong, r.began, r.stage
-    writers = defaultdict(list)
+    producers = {}
     for record in records:
-        for name in record.outputs: writers[name].append(record)
-    return {name: max(those, key=lambda r, name=name: rank(name, r)) for name, those in writers.items()}
+        for name in record.outputs:
+            producers[name] = max(record, producers.get(name, record), key=lambda r, name=name: rank(name, r))
+    return producers
 
 
 class Judgement(NamedTuple):
@@ -317,23 +285,20 @@ class Judgement(NamedTuple):
         return f"{self.way[0]} {self.words}{steps}." if self.way else ""
 
 
-def _itself(name: str, producers: dict[str, Record], now: Artefact, stated: tuple[str, str] | None) -> Judgement:
-    "An artefact judged by itself, whatever became of its inputs"
-    def because(state, words): return Judgement(state, (name,), words)
+def _itself(name: str, producers: dict[str, Record], now: Artefact, stated: tuple[str, str] | None) -> tuple[str, str]:
+    "An artefact's state by itself, whatever became of its inputs, and what is wrong with it"
     if name not in producers:
-        return because(UNRECORDED, f"{'' if now.digest else 'is missing and '}has no record of how it was made")
+        return UNRECORDED, f"{'' if now.digest else 'is missing and '}has no record of how it was made"
     record = producers[name]
-    if record.wrong: return because(BROKEN, f"was written by {record.stage}, whose record {record.file} {record.wrong}")
-    if now.wrong: return because(UNREADABLE, now.wrong)
-    if now.digest not in (None, record.outputs[name]):
-        return because(CHANGED, f"was changed after {record.stage} wrote it")
-    if now.digest and stated and now.digest != stated[1]:
-        return because(CHANGED, f"is not the file that {stated[0]} describes")
+    if record.wrong: return BROKEN, f"was written by {record.stage}, whose record {record.file} {record.wrong}"
+    if now.wrong: return UNREADABLE, now.wrong
+    if now.digest and now.digest != record.outputs[name]: return CHANGED, f"was changed after {record.stage} wrote it"
+    if now.digest and stated and now.digest != stated[1]: return CHANGED, f"is not the file that {stated[0]} describes"
     for read, digest in record.inputs.items():
         writer = producers.get(read)
         if writer and not writer.wrong and writer.outputs[read] != digest:
-            return because(INPUTS if now.digest else MISSING, f"was made from another {read} than {writer.stage} wrote")
-    return Judgement(TRUSTED if now.digest else MISSING)
+            return INPUTS if now.digest else MISSING, f"was made from another {read} than {writer.stage} wrote"
+    return TRUSTED if now.digest else MISSING, ""
 
 
 def judge(
@@ -342,9 +307,10 @@ def judge(
     stated: dict[str, tuple[str, str]], # By artefact, a manifest that describes it and the hash that it states
 ) -> dict[str, Judgement]: # By artefact
     "Judge each artefact by itself, and what was made from it"
-    producers, effects = _producers(records, now), defaultdict(list)
-    names = dict.fromkeys(n for r in records if not r.wrong for n in r.inputs) | producers
-    judged = {name: _itself(name, producers, now[name], stated.get(name)) for name in names}
+    producers, effects, judged = _producers(records, now), defaultdict(list), {}
+    for name in dict.fromkeys(n for r in records if not r.wrong for n in r.inputs) | producers:
+        state, words = _itself(name, producers, now[name], stated.get(name))
+        judged[name] = Judgement(state, (name,) if words else (), words)
     for name, record in producers.items():
         for read in record.inputs: effects[read].append(name)
     for name in (queue := [name for name, judgement in judged.items() if judgement.way]): # grows on the way
@@ -358,20 +324,17 @@ def judge(
 # %% ../../nbs/running/77_verify.ipynb #9ff900ab
 def _stated(root: Path, names: Iterable[str]) -> tuple[dict[str, tuple[str, str]], dict[str, str]]:
     "By artefact, the manifest that describes it and the hash that it states; and what is wrong with which manifest"
-    wrong = {}
-    def read(file):
-        content, wrong[file] = read_note(root, root / file)
-        return content
-
-    data = read("data/manifest.json")
+    data, problem = read_note(root, root / "data" / "manifest.json")
+    entries, wrong = [("data/manifest.json", "", _section(data, "problems"))], {"data/manifest.json": problem}
     variants = _section(data, "variants")
-    entries = [("", _section(data, "problems")), *(("data/", _section(variants, variant)) for variant in variants)]
-    stated = {f"{folder}{entry.get('file')}": ("data/manifest.json", entry["sha256"]) for folder, entry in entries
-              if entry.get("sha256")}
+    entries += [("data/manifest.json", "data/", _section(variants, variant)) for variant in variants]
     for name in names:
         if not (name.startswith("predictions/") and name.endswith(".parquet")): continue
         file = f"{name.removesuffix('.parquet')}.json"
-        if digest := read(file).get("sha256"): stated[name] = file, digest
+        note, wrong[file] = read_note(root, root / file)
+        entries.append((file, "", note | {"file": name}))
+    stated = {f"{folder}{entry.get('file')}": (file, entry["sha256"]) for file, folder, entry in entries
+              if entry.get("sha256")}
     return stated, {file: words for file, words in wrong.items() if words}
 
 
@@ -387,15 +350,13 @@ def _against_manifest(root: Path, records: list[Record], manifest: dict) -> list
         return digest and not r.wrong and sha256(root / r.file) != digest and _ended(r.notes) <= _ended(manifest)
     return [replace(r, wrong="was edited after manifest.json had taken its hash") if edited(r) else r for r in records]
 
-# %% ../../nbs/running/77_verify.ipynb #5a1d7708
-def as_markdown(
-    value, # Text from a run's files
-) -> str: # On one line
-    "Text as Markdown shows it literally"
-    return re.sub(r"([\\`*_|<>\[\]$#])", r"\\\1", visible(value).replace("\n", " "))
-
 # %% ../../nbs/running/77_verify.ipynb #5a1d7709
 COLUMNS = ["artefact", "stage", "state", "trusted", "reason", "cause", "recorded", "found", "bytes"]
+
+
+def as_markdown(value) -> str:
+    "Text from a run's files as Markdown shows it literally, on one line"
+    return re.sub(r"([\\`*_|<>\[\]$#])", r"\\\1", visible(value).replace("\n", " "))
 
 
 @dataclass(frozen=True, repr=False)
@@ -406,21 +367,11 @@ class Verification:
     facts: pd.DataFrame # what, said, caution
 
     @property
-    def untrusted(self) -> pd.DataFrame: return self.rows[~self.rows.trusted.fillna(True).astype(bool)]
+    def untrusted(self) -> pd.DataFrame: return self.rows[~self.rows.trusted.fillna(True)]
 
     @property
     def trusted(self) -> bool: # Everything that is there, and the results are there if they were written
         return self.untrusted.empty
-
-    @property
-    def results(self) -> pd.DataFrame: return self.rows[self.rows.artefact.isin(RESULTS)]
-
-    @property
-    def summary(self) -> str:
-        good, missing = int(self.rows.trusted.sum()), int(self.rows.trusted.isna().sum())
-        counts = f"{good} trusted, {len(self.untrusted)} not" + (f", {missing} left out" if missing else "")
-        return (f"{self.folder}: {self.rows.stage[self.rows.stage != ''].nunique()} stages, {len(self.rows)} artefacts "
-                f"({counts}), {decimal(int(self.rows.bytes.sum()))} read.")
 
     @property
     def left_out(self) -> str:
@@ -434,34 +385,34 @@ class Verification:
     @property
     def verdict(self) -> str:
         "On the results, in a sentence or a few"
-        results, bad = self.results, self.untrusted
+        results, others = (self.rows[self.rows.artefact.isin(RESULTS) == whether] for whether in (True, False))
         if results.empty: return "There are no results yet: the stage 5_figures has not run."
-        worst = bad[bad.artefact.isin(RESULTS)]
-        if worst.empty:
-            others = f"{len(bad)} other artefact{'s' * (len(bad) > 1)}"
-            rest = f" {others} in the folder cannot, and no result came from there." if len(bad) else ""
-            return (f"The results can be trusted: {and_list(results.artefact)} are what was written, and so is all "
-                    f"that they came from, as far as it is here.{rest}")
-        why = " ".join(worst.drop_duplicates("cause").reason.head(3))
-        fine = results[~results.artefact.isin(worst.artefact)]
-        return (f"Not to be trusted: {and_list(worst.artefact)}. {why}" +
-                (f" {and_list(fine.artefact)} can be." if len(fine) else ""))
+        worst = results[~results.trusted.fillna(True)]
+        if len(worst):
+            fine = results.artefact.drop(worst.index)
+            return (f"Not to be trusted: {and_list(worst.artefact)}. "
+                    f"{' '.join(worst.drop_duplicates('cause').reason.head(3))}"
+                    f"{f' {and_list(fine)} can be.' if len(fine) else ''}")
+        n = int((~others.trusted.fillna(True)).sum())
+        rest = f" {n} other artefact{'s' * (n > 1)} in the folder cannot, and no result came from there." if n else ""
+        return (f"The results can be trusted: {and_list(results.artefact)} are what was written, and so is all that "
+                f"they came from, as far as it is here.{rest}")
 
-    def lines(
-        self,
-        most: int = 12, # Artefacts listed under one cause
-    ) -> Iterable[tuple[str, str]]: # A sign or spaces, and words
+    def lines(self) -> Iterable[tuple[str, str]]: # A sign or spaces, and words
         "What a reader is shown: each cause once, with what came from it, then the facts and the verdict on the results"
-        yield "", self.summary
+        stages, missing = self.rows.stage[self.rows.stage != ""].nunique(), int(self.rows.trusted.isna().sum())
+        yield "", (f"{self.folder}: {stages} stages, {len(self.rows)} artefacts ({self.rows.trusted.sum()} trusted, "
+                   f"{len(self.untrusted)} not{f', {missing} left out' if missing else ''}), "
+                   f"{decimal(int(self.rows.bytes.sum()))} read.")
         for cause, rows in self.untrusted.groupby("cause", sort=False):
             own, effects = rows[rows.artefact == cause], rows.artefact[rows.artefact != cause].tolist()
             yield "✗", (own if len(own) else rows).reason.iloc[0]
-            for name in effects[:most]: yield "  ", f"from it: {name}"
-            if len(effects) > most: yield "  ", f"and {len(effects) - most} more (to_json names all)"
+            for name in effects[:12]: yield "  ", f"from it: {name}"
+            if len(effects) > 12: yield "  ", f"and {len(effects) - 12} more (to_json names all)"
         if self.left_out: yield "–", self.left_out
         for fact in self.facts.itertuples(): yield "!" if fact.caution else " ", f"{fact.what}: {fact.said}"
-        bad = self.untrusted.artefact.isin(RESULTS).any()
-        yield "✗" if bad else "✓" if len(self.results) else "", self.verdict
+        signs = {"Not": "✗", "The": "✓"}
+        yield signs.get(self.verdict.split()[0], ""), self.verdict
 
     def __repr__(self): return f"<Verification of {self.folder}: {self.verdict}>"
 
@@ -478,9 +429,9 @@ class Verification:
 
 # %% ../../nbs/running/77_verify.ipynb #32faaa1f
 def _missing(name: str, record: Record, readers: list[Record]) -> tuple[bool | None, str]:
-    "Whether it matters that an artefact is not there, and the sentence that says so"
-    other = [r.stage for r in readers if r.inputs[name] != record.outputs[name]]
-    if other: return False, f"{name} is missing, and {some(other)} read another than was written."
+    "Whether what is not there can be trusted (None: no matter), and the sentence that says so"
+    if other := [r.stage for r in readers if r.inputs[name] != record.outputs[name]]:
+        return False, f"{name} is missing, and {some(other)} read another than was written."
     if readers: return None, (f"{name} is left out, which breaks nothing: by its hash, {record.stage} wrote what "
                               f"{some([r.stage for r in readers])} read.")
     if name in RESULTS: return False, f"{name} is missing: {record.stage} wrote it."
@@ -488,24 +439,22 @@ def _missing(name: str, record: Record, readers: list[Record]) -> tuple[bool | N
 
 
 def _row(name: str, judgement: Judgement, record: Record | None, readers: list[Record], now: Artefact) -> tuple:
-    state, trusted, reason = judgement.state, judgement.state == TRUSTED, judgement.reason
-    if state == MISSING: trusted, reason = _missing(name, record, readers)
-    cause = judgement.way[0] if judgement.way and state != MISSING else ""
-    return (name, record.stage if record else "", state, trusted, reason, cause,
-            record.outputs[name] if record else "", now.digest or "", now.size)
+    stage, digest = (record.stage, record.outputs[name]) if record else ("", "")
+    trusted, reason, cause = not judgement.way, judgement.reason, "".join(judgement.way[:1])
+    if judgement.state == MISSING: (trusted, reason), cause = _missing(name, record, readers), ""
+    return name, stage, judgement.state, trusted, reason, cause, digest, now.digest or "", now.size
 
 
-_order = ("runs/", "problems", "data/", "style/", "students/", "predictions/", "")
+def _place(row: tuple) -> tuple[int, str]:
+    "Along the chain, results last"
+    order = ["runs/", "problems", "data/", "style/", "students/", "predictions/", "", *RESULTS]
+    name = row[0]
+    return order.index(name) if name in RESULTS else [name.startswith(start) for start in order].index(True), name
 
 
-def _place(name: str) -> tuple[int, str]: # of an artefact's row: along the chain, results last
-    if name in RESULTS: return len(_order) + RESULTS.index(name), name
-    return next(i for i, start in enumerate(_order) if name.startswith(start)), name
-
-# %% ../../nbs/running/77_verify.ipynb #5a1d7706
 def verify(
     folder: Path, # Of a run, e.g. outputs/laptop
-    progress: Callable[[int, int, str], None] = lambda done, total, name: None, # Called with bytes done, and in all
+    progress: bool = False, # Whether to show a bar on standard error while files are hashed
 ) -> Verification: # Raises InputError where no run is recorded there
     "Hash everything that a run's records name again, and follow each difference to what came from it"
     root = Path(folder).resolve()
@@ -522,36 +471,23 @@ def verify(
     odd += [(file, UNREADABLE, words) for file, words in (*wrong.items(), ("manifest.json", broken)) if words]
     odd += [(name, UNRECORDED, "is named by no record") for name in loose(root, {*names, *wrong})]
     rows += [(name, "", state, False, f"{name} {words}.", name, "", "", 0) for name, state, words in odd]
-    table = pd.DataFrame(sorted(rows, key=lambda row: _place(row[0])), columns=COLUMNS)
-    about, counting = facts(root, records, manifest), {r.stage for r in producers.values()}
+    table, about = pd.DataFrame(sorted(rows, key=_place), columns=COLUMNS), facts(root, records, manifest)
+    counting = {r.stage for r in producers.values()}
     if superseded := [r.stage for r in records if not r.wrong and r.outputs and r.stage not in counting]:
         about.loc[len(about)] = "left over", f"{some(superseded)}: other records fit what they wrote", True
     return Verification(str(folder), table.astype({"trusted": "boolean", "bytes": "int64"}), about)
 
 # %% ../../nbs/running/77_verify.ipynb #e798e5b6
-def show(
-    verification: Verification,
-    console=None, # A rich Console; by default one on standard output
-):
+def show(verification: Verification, console: Console | None = None):
     "Print a verification"
-    from rich.console import Console
-    from rich.text import Text
     console, styles = console or Console(), {"✗": "red", "✓": "bold green", "!": "yellow", "–": "dim"}
     for sign, words in verification.lines():
         console.print(Text(f"{sign} {visible(words)}".lstrip(), styles.get(sign, "")), soft_wrap=True)
 
 
-def tell(
-    folder: Path,
-    as_json: bool = False,
-) -> int: # Exit code: 0 where everything that is there can be trusted, else 1
-    "Verify a run in the terminal, with a bar on standard error while its files are hashed"
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-    with Progress(TextColumn("hashing"), BarColumn(), DownloadColumn(), console=Console(stderr=True),
-                  transient=True) as bar:
-        task = bar.add_task("", total=None)
-        verification = verify(folder, lambda done, total, name: bar.update(task, completed=done, total=total))
+def tell(folder: Path, as_json: bool = False) -> int: # Exit code: 0 where all that is there can be trusted, else 1
+    "Verify a run in the terminal"
+    verification = verify(folder, progress=True)
     if as_json: print(verification.to_json())
     else: show(verification)
     return 0 if verification.trusted else 1

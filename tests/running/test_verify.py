@@ -424,14 +424,6 @@ def test_unreadable_files_are_named_and_the_rest_goes_on(run, monkeypatch):
     assert states(found)["report.html"] == UPSTREAM and states(found)[weights("SBS")] == TRUSTED
 
 
-def test_progress_is_told_in_bytes(run):
-    heard = []
-    verify(run, lambda *told: heard.append(told))
-    total = sum(p.stat().st_size for n in ("problems.parquet", "data", "students", "predictions", *RESULTS)
-                for p in ([run / n] if (run / n).is_file() else (run / n).rglob("*")) if p.is_file())
-    assert heard[-1][:2] == (total, total) and [done for done, *_ in heard] == sorted(done for done, *_ in heard)
-
-
 # ---- what a reader sees
 
 
