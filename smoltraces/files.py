@@ -58,7 +58,9 @@ def atomic(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if temporary.is_dir() and path.exists(): shutil.rmtree(path)
+        if temporary.is_file():
+            with open(temporary, "rb") as file: os.fsync(file.fileno()) # whole on the disk before it takes its name
+        elif path.exists(): shutil.rmtree(path)
         temporary.replace(path)
     except Exception as e:
         if why := why_not(e, path): raise InputError(why) from e
