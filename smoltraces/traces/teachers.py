@@ -223,8 +223,8 @@ class EmbeddedTeacher:
 
         family, details = FAMILIES[problem.task], problem.details["metadata"]
         if self.name == "embedded/emergent":
-            events, answer = family.search(details, rng("search"))
-            trace = tell(events, rng("words"))
+            events = family.search(details, rng("search"))
+            trace, answer = tell(events, rng("words")), events.answer
         else:
             slip = rng("slip") if self.name == "embedded/wrong" else None
             solution = family.straight(details, rng("straight"), slip)
