@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain, islice, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -47,8 +48,7 @@ def split_output(
 R1 = "deepseek-ai/DeepSeek-R1"
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     "A trace that someone published"
     trace: str
     response: str
@@ -97,14 +97,6 @@ def _reader(spec: Spec) -> Callable[[dict], list[Published | str]] | None:
     return partial(_own_traces, columns=spec.columns) if {"trace", "response"} & spec.columns.keys() else None
 
 # %% ../../nbs/traces/34_published.ipynb #c8544f96
-def _question_of(row: dict) -> str | None:
-    turns = row.get("conversations") or []
-    turn = next((t["value"] for t in turns if t["from"] == "user"), None)
-    question = row.get("problem") or row.get("question") or turn
-    # what OpenThoughts put before a question of mathematics
-    return question and re.sub(r"^Return your final response within \\boxed\{\}\.\s*", "", question)
-
-
 def _rows_of(spec: Spec, offline: bool) -> Iterator[tuple[dict, Problem | str, list[Published | str]]]:
     "The rows of a set, each with its problem and its traces, or why there are none"
     from tqdm.auto import tqdm
@@ -126,11 +118,13 @@ def published_traces(
     if not sets: raise InputError(f"No published traces are named: add one of {', '.join(TRACE_SETS)} to corpora.")
     for row, problem, traces in chain.from_iterable(_rows_of(spec, offline) for spec in sets):
         # a row may lack an answer of its own, and still be about a problem that has one
-        question = _question_of(row)
-        problem_id = problem.id if isinstance(problem, Problem) else question and question_id(question)
-        if problem_id not in wanted: continue
-        for t in traces:
-            if not isinstance(t, str): yield problem_id, t.trace, t.response, t.model
+        turn = next((t["value"] for t in row.get("conversations") or [] if t["from"] == "user"), "")
+        # what OpenThoughts put before a question of mathematics
+        question = re.sub(r"^Return your final response within \\boxed\{\}\.\s*", "",
+                          row.get("problem") or row.get("question") or turn or "")
+        problem_id = problem.id if isinstance(problem, Problem) else question_id(question)
+        if problem_id in wanted:
+            yield from ((problem_id, *t) for t in traces if not isinstance(t, str))
 
 # %% ../../nbs/traces/34_published.ipynb #814b1653
 _reasons = ("answer is wrong", "no answer", "cut off", "marked incomplete", "thinks more than once", "no thinking",
@@ -181,7 +175,7 @@ def _st_rows(verified: Iterable[tuple[Problem, Future]], prompt: str, counts: Im
             continue
         ids.add(problem.id)
         counts.kept += 1
-        yield dict.fromkeys(trace_schema.names) | asdict(problem) | asdict(trace) | {
+        yield dict.fromkeys(trace_schema.names) | asdict(problem) | trace._asdict() | {
             "variant": "ST", "teacher": trace.model, "prompt": prompt, "correct": True, "cost_usd": 0.0}
 
 # %% ../../nbs/traces/34_published.ipynb #85e4723a

@@ -152,8 +152,7 @@ def _forgotten(a: int, b: int, rng: Random, p: float) -> int:
     return -10 if ((a < 0) == (b < 0)) == (a + b >= 0) else 10
 
 
-def _split(a: int, b: int) -> str:
-    "a + b by tens and ones"
+def _split(a: int, b: int) -> str: # by tens and ones
     tens = int(b / 10) * 10
     if tens in (0, b): return _sum_line(a, b, a + b)
     return f"{_sum_line(a, tens, a + tens)}, {_sum_line(a + tens, b - tens, a + b)}"
@@ -276,13 +275,13 @@ def _linear(equation: str) -> tuple[int, int, int]:
 
 def _put_in(a: int, b: int, x: int, value: int | None = None) -> str:
     "The line that substitutes x; `value` is what it is said to come to"
-    value = a * x + b if value is None else value
-    times = f"{abs(a)} * {x}" if abs(a) != 1 else str(x)
-    if a < 0 and b <= 0: times = f"-{times}"
-    whole, part = ((f"{b} - {times}", f"{b} - {abs(a) * x}") if a < 0 < b else
-                   (f"{times} {'-' if b < 0 else '+'} {abs(b)}", f"{a * x} {'-' if b < 0 else '+'} {abs(b)}") if b else
-                   (times, ""))
-    return f"{whole} = {value}" if abs(a) == 1 or not part else f"{whole} = {part} = {value}"
+    def side(times) -> str:
+        if a < 0 < b: return f"{b} - {times}"
+        return ("-" if a < 0 else "") + f"{times} {'-' if b < 0 else '+'} {abs(b)}".removesuffix(" + 0")
+
+    size, value = abs(a), a * x + b if value is None else value
+    parts = [f"{size} * {x}", size * x] if size > 1 and b else [f"{size} * {x}" if size > 1 else x]
+    return " = ".join([*map(side, parts), str(value)])
 
 
 def _undo(a: int, b: int, c: int, name: str, slip_at: int = -1, error: int = 0) -> tuple[list[str], int]:
@@ -298,9 +297,10 @@ def _undo(a: int, b: int, c: int, name: str, slip_at: int = -1, error: int = 0) 
 
 def _simple_equations(q: dict, rng: Random, slip: Random | None) -> Straight:
     (a, b, c), name, equation = _linear(q["equation"]), q["variable"], q["equation"]
-    slip_at = -1 if slip is None else 0 if abs(a) == 1 else 1 if not b else slip.randrange(2)
-    errors = [e for e in (-2, -1, 1, 2) if (c - b) // a + e > 0] # the slip keeps x positive
-    steps, x = _undo(a, b, c, name, slip_at, 0 if slip is None else slip.choice(errors))
+    steps, x = _undo(a, b, c, name)
+    if slip is not None:
+        slip_at = 0 if abs(a) == 1 else 1 if not b else slip.randrange(2)
+        steps, x = _undo(a, b, c, name, slip_at, slip.choice([e for e in (-2, -1, 1, 2) if x + e > 0]))
     undo = f"the {'-' if b < 0 else '+'} {abs(b)}" if a > 0 else f"the {b}"
     note = say(rng, "I must undo {} before I divide|{} has to go before the division|{} comes off first"
                if b and abs(a) > 1 else "there is nothing to divide|no factor stands before it|one move is enough"
@@ -498,6 +498,9 @@ def _edges(edges: list, color: dict[int, int]) -> str:
 def _painted(color: dict[int, int], vertices) -> str: return ", ".join(f"{v}={color[v]}" for v in vertices)
 
 
+def _boxed_coloring(color: dict[int, int]) -> str: return json.dumps({str(v): c for v, c in sorted(color.items())})
+
+
 def _greedy(puzzle: dict, forget: tuple[int, int] | None = None) -> tuple[list[str], dict[int, int]] | None:
     "Lines and colors; at vertex forget[0] the neighbors of color forget[1] are overlooked. None where no color is left"
     lines, color = [], {}
@@ -508,9 +511,6 @@ def _greedy(puzzle: dict, forget: tuple[int, int] | None = None) -> tuple[list[s
         color[v] = free[0]
         lines.append((f"{v} is next to {_painted(color, near)}, so " if near else "") + f"{v}={color[v]}")
     return lines, color
-
-
-def _coloring(color: dict[int, int]) -> str: return json.dumps({str(v): c for v, c in sorted(color.items())})
 
 
 def _graph_frame(puzzle: dict, rng: Random) -> str:
@@ -532,7 +532,7 @@ def _graph_color(q: dict, rng: Random, slip: Random | None) -> Straight:
                  "only the neighbors that have a color matter|joined vertices must differ"),
         steps, _edges(checked, color),
         say(rng, "the ends of every edge differ|no edge has one color twice|all neighbors differ"),
-        _coloring(color), _painted(color, color))
+        _boxed_coloring(color), _painted(color, color))
 
 # %% ../../nbs/traces/33_solvers.ipynb #6ad21ac0
 def _search_graph_color(q: dict, rng: Random) -> Events:
@@ -558,7 +558,7 @@ def _search_graph_color(q: dict, rng: Random) -> Events:
     if not paint(0): return events
     turns = events.count_of("turn")
     if turns: events.add("check", _edges(puzzle["edges"], color))
-    return events.conclude(_coloring(color), _painted(color, color), turns > 1)
+    return events.conclude(_boxed_coloring(color), _painted(color, color), turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #be030afd
 class _Part(NamedTuple):
@@ -594,16 +594,13 @@ def _expressions(parts: list[_Part], lines: tuple[str, ...] = ()) -> Iterator[tu
             for part in _joins(parts[i], parts[j]): yield from _expressions([part, *rest], (*lines, part.line))
 
 
-def _numbers(q: dict) -> list[_Part]: return [_Part(n, str(n), 3) for n in q["numbers"]]
-
-
 def _countdown_frame(q: dict, rng: Random) -> str:
     return say(rng, "The numbers are {0} and the target is {1}|I have to make {1} from {0}|From {0} I need {1}",
                _list(q["numbers"]), q["target"])
 
 
 def _countdown(q: dict, rng: Random, slip: Random | None) -> Straight:
-    target, expressions = q["target"], _expressions(_numbers(q))
+    target, expressions = q["target"], _expressions([_Part(n, str(n), 3) for n in q["numbers"]])
     if slip is None: whole, lines = next((whole, lines) for whole, lines in expressions if whole.value == target)
     else:
         misses = sorted({e for e in expressions if e[0].value != target}, key=lambda e: (abs(e[0].value - target), e))
@@ -648,7 +645,7 @@ def _last_number(parts: list[_Part], target: int, rng: Random, events: Events) -
 
 
 def _search_countdown(q: dict, rng: Random) -> Events:
-    target, parts, events = q["target"], _numbers(q), Events(_countdown_frame(q, rng))
+    target, parts, events = q["target"], [_Part(n, str(n), 3) for n in q["numbers"]], Events(_countdown_frame(q, rng))
     if len(parts) == 3: whole = _last_number(parts, target, rng, events)
     else:
         pairs = [(i, j, p) for j in range(len(parts)) for i in range(j) for p in _joins(parts[i], parts[j])]
@@ -685,9 +682,9 @@ def _number_sorting(q: dict, rng: Random, slip: Random | None) -> Straight:
     left = _values(q)
     pick, word, sign = (min, "smallest", "<") if q["direction"] == "ascending" else (max, "largest", ">")
     frame = _sorting_frame(left, q, rng)
-    steps, done, slip_at = [], [], -1
-    if slip is not None: # where what is left is all the same, no pick is wrong
-        slip_at = slip.randrange(sum(v != pick(left, key=lambda w: -w) for v in left) or 1)
+    steps, done, last = [], [], pick(left, key=lambda v: -v)
+    # where what is left is all the same, no pick is wrong
+    slip_at = slip.randrange(sum(v != last for v in left) or 1) if slip else -1
     while len(left) > 1:
         best = pick(left)
         if len(done) == slip_at: best = slip.choice([v for v in left if v != best] or [best])

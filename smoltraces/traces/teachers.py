@@ -290,8 +290,8 @@ def is_model(name: str) -> bool:
     return name != "published" and not name.startswith("embedded/")
 
 
-def model_variants(cfg: Settings) -> dict[str, tuple[str, Prompt]]: # With role and prompt
-    "The variants that a model writes"
+def model_variants(cfg: Settings) -> dict[str, tuple[str, Prompt]]:
+    "The variants that a model writes, each with its role and prompt"
     return {v: role for v, role in ROLES.items() if v in cfg.variants and is_model(getattr(cfg, f"teacher_{role[0]}"))}
 
 
@@ -383,12 +383,8 @@ def bill(
     return estimates
 
 
-def confirm(
-    cfg: Settings,
-    due: dict[str, Estimate], # What costs something, by what it is for
-    who: str, # Will cost it
-) -> None: # Raises Unconfirmed where nobody agrees
-    "Show the costs, if there are any, and wait for a yes"
+def confirm(cfg: Settings, due: dict[str, Estimate], who: str): # Raises Unconfirmed where nobody agrees
+    "Show what `who` will cost, if anything is due, and wait for a yes"
     if not due or not cfg.confirm: return
     parts = "; ".join(f"{v}, {e.requests:,} answers of {e.model}: ${e.usd:,.2f}" for v, e in due.items())
     cap = f"never more than budget_usd = {cfg.budget_usd:g}" if cfg.budget_usd else "budget_usd sets no cap"

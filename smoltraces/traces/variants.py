@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from random import Random
 
@@ -89,10 +89,11 @@ _order = ("ST", "ST-HC", "SBS", "ST-HC-W", "ST-NT")
 _draft = pa.schema([*trace_schema, pa.field("fault", pa.string())])
 
 
-def _answers_only(problems: list[Problem], programs: Iterable[str | None], seed: int) -> Iterator[Completion]:
-    "ST-NT: the reference answer in a sentence, or the program alone"
-    for problem, program in zip(problems, programs, strict=True):
-        words = (f"```python\n{program}\n```" if problem.answer_kind == "code" and program else
+def _answers_only(problems: list[Problem], responses: Iterable[str], seed: int) -> Iterator[Completion]:
+    "ST-NT: the reference answer in a sentence, or the program of a response alone"
+    for problem, response in zip(problems, responses, strict=False):
+        program = final_answer(problem, response) if problem.answer_kind == "code" else None
+        words = (f"```python\n{program}\n```" if program else
                  respond(problem.answer, Random(f"{seed}-{problem.id}-response")))
         yield Completion(problem.id, "", words, "answer-only@1")
 
@@ -107,9 +108,8 @@ def _completions(cfg: Settings, variant: str, problems: list[Problem], folder: P
     "The name of the variant's teacher, and its completions, one a problem"
     st, st_hc, originals = folder / "ST.parquet", folder / "ST-HC.parquet", None
     if variant == "ST-NT":
-        programs = ((final_answer(p, row["response"]) for p, row in zip(problems, _rows_of(st, problems), strict=True))
-                    if st.exists() else [None] * len(problems))
-        return "reference answer", _answers_only(problems, programs, cfg.data_seed)
+        responses = (row["response"] for row in _rows_of(st, problems)) if st.exists() else repeat("")
+        return "reference answer", _answers_only(problems, responses, cfg.data_seed)
     if variant == "ST-HC-W" and st_hc.exists():
         checker.originals = {row["id"]: size(row["trace"]) for row in _rows_of(st_hc, problems)}
         originals = ({"trace": row["trace"], "response": row["response"]} for row in _rows_of(st_hc, problems))
@@ -118,14 +118,9 @@ def _completions(cfg: Settings, variant: str, problems: list[Problem], folder: P
 
 # %% ../../nbs/traces/36_variants.ipynb #bc94d12f
 def write_answers(
-    cfg: Settings, # Names the teachers
-    variant: str,
-    problems: list[Problem],
-    folder: Path, # Where `<variant>.parquet` goes: columns of `trace_schema`, and `fault`
-    verifier: Verifier,
-    store: Store | None = None, # Of stored answers; needed by models alone
+    cfg: Settings, variant: str, problems: list[Problem], folder: Path, verifier: Verifier, store: Store | None = None,
 ) -> dict: # asked, usable (ids), dropped (counts by reason), tokens and cost
-    "Ask the variant's teacher about every problem, and verify its answers"
+    "Have the variant's teacher answer every problem into `<variant>.parquet`: `trace_schema` and a column `fault`"
     checker = Checker(variant, verifier, store, cfg.unsafe_code)
     name, completions = _completions(cfg, variant, problems, folder, checker)
     usable, dropped, sums, prompts = set(), Counter(), Counter(), set()
@@ -187,18 +182,15 @@ def _manifest(cfg: Settings, counts: list[tuple[str, list[Problem]]], facts: dic
         file = cfg.path("data", f"{v}.parquet")
         variants[v] = {"file": file.name, "sha256": sha256(file), "rows": len(counts[-1][1]), **facts[v],
                        "usable": len(facts[v]["usable"])}
-    problems = load_problems(cfg)
+    splits = load_problems(cfg).split.value_counts(sort=False).to_dict()
     return {
         "settings": {k: getattr(cfg, k) for k in _keys},
-        "problems": {"file": "problems.parquet", "sha256": sha256(cfg.path("problems.parquet")),
-                     "by split": {s: int(c) for s, c in problems.split.value_counts(sort=False).items()}},
+        "problems": {"file": "problems.parquet", "sha256": sha256(cfg.path("problems.parquet")), "by split": splits},
         "funnel": funnel, "variants": variants, "spent": spent,
         "versions": versions("smoltraces", "reasoning-gym", "math-verify", "openai", "pandas", "pyarrow")}
 
 # %% ../../nbs/traces/36_variants.ipynb #ba620c32
-def build_variants(
-    cfg: Settings,
-) -> dict: # The manifest; raises InputError where too few problems are left
+def build_variants(cfg: Settings) -> dict: # The manifest; raises InputError where too few problems are left
     "Write `data/<variant>.parquet`, `data/dropped/` and `data/manifest.json` from `problems.parquet`"
     problems = left = to_problems(load_problems(cfg, "train"))
     counts, facts, folder = [("seed problems", left)], {}, cfg.path("data", ".answers")
