@@ -331,8 +331,7 @@ def _search_simple_equations(q: dict, rng: Random) -> Events:
         if low > high: high = 2 * max(high, 1) + low # beyond the usual range
         guess = (low + high + (side > 0)) // 2
     events.add("step", f"{line}, which is right")
-    tries = events.count_of("try")
-    if tries > 1: events.add("check", ", ".join(_undo(a, b, c, name)[0]))
+    if (tries := events.count_of("try")) > 1: events.add("check", ", ".join(_undo(a, b, c, name)[0]))
     return events.conclude(str(guess), say(rng, "{} = {}|{} must be {}|{} is {}", name, guess), tries > 2)
 
 # %% ../../nbs/traces/33_solvers.ipynb #6623a4f8
@@ -486,8 +485,8 @@ def _search_knights_knaves(q: dict, rng: Random) -> Events:
 
     assume(0)
     truth = dict(sorted(truth.items()))
-    turns = events.count_of("turn")
-    if turns: events.add("check", ", ".join(_claim(q, i, truth) for i in truth) + ", as it must be")
+    if turns := events.count_of("turn"):
+        events.add("check", ", ".join(_claim(q, i, truth) for i in truth) + ", as it must be")
     return events.conclude(_people(q, truth), _people(q, truth), turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #83e912b7
@@ -556,8 +555,7 @@ def _search_graph_color(q: dict, rng: Random) -> Events:
         return False
 
     if not paint(0): return events
-    turns = events.count_of("turn")
-    if turns: events.add("check", _edges(puzzle["edges"], color))
+    if turns := events.count_of("turn"): events.add("check", _edges(puzzle["edges"], color))
     return events.conclude(_boxed_coloring(color), _painted(color, color), turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #be030afd
@@ -656,8 +654,8 @@ def _search_countdown(q: dict, rng: Random) -> Events:
     if not whole:
         events.add("fail", "I do not find it")
         return events
-    turned = events.count_of("turn")
-    if turned: events.add("check", f"{whole.text} = {whole.line.partition(' =')[0]} = {target}")
+    if turned := events.count_of("turn"):
+        events.add("check", f"{whole.text} = {whole.line.partition(' =')[0]} = {target}")
     return events.conclude(whole.text, f"{whole.text} makes {target}", turned)
 
 # %% ../../nbs/traces/33_solvers.ipynb #684bb2ac
@@ -715,8 +713,7 @@ def _search_number_sorting(q: dict, rng: Random) -> Events:
         why = f"{_compare(v, done[at - 1])}, so" if at else "that is the front, so"
         done.insert(at, v)
         events.add("step", f"{why} I have {_list(done)}")
-    turns = events.count_of("turn")
-    if turns: events.add("check", ", ".join(_compare(a, b) for a, b in pairwise(done)))
+    if turns := events.count_of("turn"): events.add("check", ", ".join(_compare(a, b) for a, b in pairwise(done)))
     return events.conclude(_boxed_list(done, q), f"the order is {_list(done)}", turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #5b0e9c42
