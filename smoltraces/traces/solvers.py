@@ -9,8 +9,9 @@ __all__ = ['TURNS', 'PIVOTS', 'FAMILIES', 'Event', 'Events', 'say', 'sentence', 
 import json
 import re
 from collections.abc import Callable, Iterator
-from itertools import combinations, pairwise, product
+from itertools import accumulate, combinations, pairwise, product
 from math import prod
+from operator import mul
 from random import Random
 from typing import NamedTuple
 
@@ -22,10 +23,19 @@ class Event(NamedTuple):
 
 
 class Events(list[Event]):
-    "What a solver did, in order"
+    "What a solver did, in order, and the answer that it came to: None where it gave up"
+    answer: str | None = None
+
+    def __init__(self, frame: str): super().__init__([Event("frame", frame)])
+
     def add(self, kind: str, text: str): self.append(Event(kind, text))
 
     def count_of(self, *kinds: str) -> int: return sum(e.kind in kinds for e in self)
+
+    def conclude(self, answer: str, text: str, insight: bool = False) -> "Events":
+        self.answer = answer
+        self.add("insight" if insight else "done", text)
+        return self
 
 
 TURNS = {"try": "exploration", "turn": "realization", "check": "verification", "insight": "integration"}
@@ -51,11 +61,8 @@ def sentence(text: str) -> str:
     return text if text.endswith((".", "?", "!")) else text + "."
 
 
-def tell(
-    events: list[Event],
-    rng: Random, # Chooses among the phrasings
-) -> str: # One sentence a line
-    "Turn events into prose"
+def tell(events: list[Event], rng: Random) -> str:
+    "Events as prose, one sentence a line; `rng` chooses among the phrasings"
     return "\n".join(sentence(rng.choice(PIVOTS[TURNS[kind]]).format(text) if kind in TURNS else text)
                      for kind, text in events)
 
@@ -87,28 +94,26 @@ class Straight(NamedTuple):
 class Family(NamedTuple):
     "The two ways to solve a family's problems, from reasoning-gym's metadata"
     straight: Callable[[dict, Random, Random | None], Straight] # metadata, phrasing, slips
-    search: Callable[[dict, Random], tuple[list[Event], str | None]] # the answer is None where the solver gave up
+    search: Callable[[dict, Random], Events]
 
 
-FAMILIES: dict[str, Family] = {}
+def _list(values: list[int]) -> str: return ", ".join(map(str, values))
 
 # %% ../../nbs/traces/33_solvers.ipynb #512a130d
-def _terms(expression: str) -> list[int]:
-    return [int(t) for t in re.findall(r"-?\d+", expression.replace(" ", ""))]
+def _terms(expression: str) -> list[int]: return [int(t) for t in re.findall(r"-?\d+", expression.replace(" ", ""))]
 
 
 def _sum_line(total: int, term: int, result: int) -> str:
     return f"{total} {'-' if term < 0 else '+'} {abs(term)} = {result}"
 
 
-def _add_up(terms: list[int], slip_at: int = -1, error: int = 0) -> tuple[list[str], int]:
-    "The lines of a sum, and its result; `error` is added at step `slip_at`"
-    lines, total = [], terms[0]
+def _add_up(terms: list[int], error: Callable[[int, int, int], int] = lambda *_: 0) -> tuple[list[str], list[int]]:
+    "The lines of a sum, and its subtotals; step i is off by `error(i, subtotal, term)`"
+    lines, totals = [], terms[:1]
     for i, term in enumerate(terms[1:]):
-        result = total + term + (error if i == slip_at else 0)
-        lines.append(_sum_line(total, term, result))
-        total = result
-    return lines, total
+        totals.append(totals[-1] + term + error(i, totals[-1], term))
+        lines.append(_sum_line(totals[-2], term, totals[-1]))
+    return lines, totals
 
 
 def _other_order(terms: list[int]) -> list[int]:
@@ -119,20 +124,20 @@ def _other_order(terms: list[int]) -> list[int]:
 
 def _chain_sum(q: dict, rng: Random, slip: Random | None) -> Straight:
     terms = _terms(q["expression"])
-    minus = [t for t in terms[1:] if t < 0]
-    steps, total = (_add_up(terms) if slip is None else
-                    _add_up(terms, slip.randrange(len(terms) - 1), slip.choice([-10, 10, -2, 2, -1, 1])))
-    lines, right = _add_up(_other_order(terms))
-    if right != total: lines[-1] = lines[-1].rpartition("=")[0] + f"= {total}" # the slip's check agrees with it
-    note = (say(rng, "{} has a minus sign, so I take it away|the sign before {} is minus, so that is taken away|"
-                     "I must subtract {}, not add it", -minus[0]) if minus else
-            say(rng, "all the signs are plus, so I only add|nothing is taken away here|"
-                     "there is no minus sign, so it only grows"))
+    slip_at, error = (slip.randrange(len(terms) - 1), slip.choice([-10, 10, -2, 2, -1, 1])) if slip else (-1, 0)
+    steps, (*_, total) = _add_up(terms, lambda i, *_: error if i == slip_at else 0)
+    *lines, last = _add_up(_other_order(terms))[0]
+    last = last.rpartition("=")[0] + f"= {total}" # a slip's check agrees with it
+    minus = [-t for t in terms[1:] if t < 0]
+    note = say(rng, "{} has a minus sign, so I take it away|the sign before {} is minus, so that is taken away|"
+                    "I must subtract {}, not add it" if minus else
+                    "all the signs are plus, so I only add|nothing is taken away here|"
+                    "there is no minus sign, so it only grows", *minus)
     return Straight(
         say(rng, "I need {}|The sum is {}|I have to work out {}", q["expression"]),
         say(rng, "I go from left to right|I add up from the left|I take the terms in order"), note, steps,
-        ", ".join(lines), say(rng, "both orders give {}|the two orders agree on {}|either way it is {}", total),
-        str(total))
+        ", ".join([*lines, last]),
+        say(rng, "both orders give {}|the two orders agree on {}|either way it is {}", total), str(total))
 
 # %% ../../nbs/traces/33_solvers.ipynb #51579d8f
 def _carries(a: int, b: int) -> bool:
@@ -141,76 +146,48 @@ def _carries(a: int, b: int) -> bool:
     return small % 10 + big % 10 >= 10 if (a < 0) == (b < 0) else big % 10 < small % 10
 
 
-def _mental(a: int, b: int, rng: Random, p: float) -> int:
-    "a + b as done in the head: a carry or borrow is forgotten with probability `p`"
-    exact = a + b
-    if not _carries(a, b) or rng.random() >= p: return exact
-    size = abs(exact) + (-10 if (a < 0) == (b < 0) else 10)
-    return size if exact >= 0 else -size
+def _forgotten(a: int, b: int, rng: Random, p: float) -> int:
+    "The error in a + b as done in the head: a carry or borrow is forgotten with probability `p`"
+    if not _carries(a, b) or rng.random() >= p: return 0
+    return -10 if ((a < 0) == (b < 0)) == (a + b >= 0) else 10
 
 
-def _add_up_mentally(terms: list[int], rng: Random, p: float) -> tuple[list[str], list[int]]: # Lines and subtotals
-    lines, totals = [], [terms[0]]
-    for term in terms[1:]:
-        totals.append(_mental(totals[-1], term, rng, p))
-        lines.append(_sum_line(totals[-2], term, totals[-1]))
-    return lines, totals
-
-
-def _split(a: int, b: int) -> str:
-    "a + b by tens and ones"
-    tens, ones = abs(b) // 10 * 10, abs(b) % 10
-    sign = -1 if b < 0 else 1
-    if not tens or not ones: return _sum_line(a, b, a + b)
-    return f"{_sum_line(a, sign * tens, a + sign * tens)}, {_sum_line(a + sign * tens, sign * ones, a + b)}"
-
-
-def _round_pair(terms: list[int]) -> tuple[int, int] | None:
-    "The places of two terms that make a round number, where they do not come first anyway"
-    return next(((i, j) for i, j in combinations(range(len(terms)), 2) if j > 1 and
-                 (terms[i] + terms[j]) % 10 == 0 and terms[i] > 0 and terms[i] % 10), None)
+def _split(a: int, b: int) -> str: # by tens and ones
+    tens = int(b / 10) * 10
+    if tens in (0, b): return _sum_line(a, b, a + b)
+    return f"{_sum_line(a, tens, a + tens)}, {_sum_line(a + tens, b - tens, a + b)}"
 
 # %% ../../nbs/traces/33_solvers.ipynb #3d102641
-def _add_up_slowly(terms: list[int], lines: list[str], doubtful: list[bool], rng: Random, events: Events) -> int:
-    "Step by step, the lines of the first pass beside it"
-    total = terms[0]
-    for term, line, doubt in zip(terms[1:], lines, doubtful, strict=True):
+def _search_chain_sum(q: dict, rng: Random) -> Events:
+    terms = order = _terms(q["expression"])
+    events = Events(say(rng, "I need {}|The sum is {}|Let me see, {}", q["expression"]))
+    pair = next(((i, j) for i, j in combinations(range(len(terms)), 2) if j > 1 and
+                 (terms[i] + terms[j]) % 10 == 0 and terms[i] > 0 and terms[i] % 10), None)
+    if pair: # two terms make a round number, and do not come first anyway
+        first, second = (terms[k] for k in pair)
+        order = [first, second, *(t for k, t in enumerate(terms) if k not in pair)]
+        events.add("try", say(rng, "I take {} and {} first|I put {} and {} together first", first,
+                              second if second > 0 else f"the {second}"))
+    lines, totals = _add_up(order, lambda _, a, b: _forgotten(a, b, rng, 0.16))
+    for line in lines: events.add("step", line)
+    doubtful, total = [_carries(a, b) for a, b in zip(totals, order[1:], strict=False)], totals[-1]
+    if not any(doubtful):
+        return events.conclude(str(total), say(rng, "No carries, so it is {}|So it is {}|That makes {}", total))
+    again, (*_, second) = _add_up(_other_order(order), lambda _, a, b: _forgotten(a, b, rng, 0.05))
+    events.add("check", ", ".join(again))
+    if second == total:
+        return events.conclude(str(total), say(rng, "Both ways give {}|The same, {}|That agrees, so it is {}", total))
+    events.add("turn", say(rng, "{} is not {}, so I lost a ten somewhere|{} and {} do not agree|"
+                                "I got {} before and {} now", total, second))
+    total = order[0]
+    for term, line, doubt in zip(order[1:], lines, doubtful, strict=True):
         exact = _sum_line(total, term, total + term)
         events.add("step", _split(total, term) if doubt else exact)
         total += term
         if line != exact and line.split("=")[0] == exact.split("=")[0]:
             events.add("turn", say(rng, "it is {}, not {}|that is {}, and I had said {}", total, line.split("= ")[1]))
-    return total
-
-
-def _search_chain_sum(q: dict, rng: Random) -> tuple[Events, str | None]:
-    terms = order = _terms(q["expression"])
-    events = Events([Event("frame", say(rng, "I need {}|The sum is {}|Let me see, {}", q["expression"]))])
-    if pair := _round_pair(terms):
-        first, second = (terms[k] for k in pair)
-        order = [first, second, *(t for k, t in enumerate(terms) if k not in pair)]
-        events.add("try", say(rng, "I take {} and {} first|I put {} and {} together first", first,
-                              second if second > 0 else f"the {second}"))
-    lines, totals = _add_up_mentally(order, rng, 0.16)
-    for line in lines: events.add("step", line)
-    doubtful, total = [_carries(a, b) for a, b in zip(totals, order[1:], strict=False)], totals[-1]
-    if not any(doubtful):
-        events.add("done", say(rng, "No carries, so it is {}|So it is {}|That makes {}", total))
-        return events, str(total)
-    again, (*_, second) = _add_up_mentally(_other_order(order), rng, 0.05)
-    events.add("check", ", ".join(again))
-    if second == total:
-        events.add("done", say(rng, "Both ways give {}|The same, {}|That agrees, so it is {}", total))
-        return events, str(total)
-    events.add("turn", say(rng, "{} is not {}, so I lost a ten somewhere|{} and {} do not agree|"
-                                "I got {} before and {} now", total, second))
-    right = _add_up_slowly(order, lines, doubtful, rng, events)
-    events.add("insight", say(rng, "with the carry it is {}|done slowly it comes to {}|step by step it makes {}",
-                              right))
-    return events, str(right)
-
-
-FAMILIES["chain_sum"] = Family(_chain_sum, _search_chain_sum)
+    return events.conclude(str(total), say(rng, "with the carry it is {}|done slowly it comes to {}|"
+                                                "step by step it makes {}", total), insight=True)
 
 # %% ../../nbs/traces/33_solvers.ipynb #8e06902b
 def _is_prime(n: int) -> bool: return n > 1 and all(n % k for k in range(2, n))
@@ -221,18 +198,14 @@ def _next_prime(d: int) -> int: return next(n for n in range(d + 1, 2 * d + 1) i
 
 def _divide_out(n: int, slip_at: int = -1, error: int = 0, lie: int = 0) -> tuple[list[str], list[int]]:
     "Lines and factors of trial division; quotient `slip_at` is off by `error`, or divisor `lie` is said to go into n"
-    steps, factors, skipped, m, d = [], [], [], n, 2
+    steps, factors, m, d = [], [], n, 2
     while True:
-        hit = m % d == 0 or d == lie
-        if not hit and (d * d <= m or lie):
+        skipped = []
+        while (d * d <= m or lie) and m % d and d != lie:
             skipped.append(d)
             d = _next_prime(d)
-            continue
         if skipped: steps.append(f"{m} is not divisible by {' or '.join(map(str, skipped))}")
-        skipped = []
-        if d * d > m and not lie:
-            steps.append(f"{m} is prime")
-            return steps, [*factors, m]
+        if d * d > m and not lie: return [*steps, f"{m} is prime"], [*factors, m]
         quotient = max(2, m // d + (error if len(factors) == slip_at else 0))
         steps.append(f"{m} / {d} = {quotient}")
         factors.append(d)
@@ -248,11 +221,8 @@ def _slip_in_division(n: int, divisions: int, slip: Random) -> tuple[list[str], 
 
 def _multiplied(factors: list[int], n: int) -> str:
     "The factors multiplied back; the last product is said to be n"
-    lines, total = [], factors[0]
-    for i, f in enumerate(factors[1:], 2):
-        lines.append(f"{total} * {f} = {n if i == len(factors) else total * f}")
-        total *= f
-    return ", ".join(lines)
+    products = [*accumulate(factors[:-1], mul), n]
+    return ", ".join(f"{a} * {f} = {b}" for (a, b), f in zip(pairwise(products), factors[1:], strict=True))
 
 
 def _prime_factorization(q: dict, rng: Random, slip: Random | None) -> Straight:
@@ -268,10 +238,10 @@ def _prime_factorization(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "{} = {}|{} is {}|the factors of {} are {}", n, answer), answer)
 
 # %% ../../nbs/traces/33_solvers.ipynb #e2a9f94d
-def _search_prime_factorization(q: dict, rng: Random) -> tuple[Events, str | None]:
+def _search_prime_factorization(q: dict, rng: Random) -> Events:
     n = m = q["number"]
-    frame = say(rng, "I need the prime factors of {}|Which primes make {}?|I have to factor {}", n)
-    events, factors, d, failed, supposed = Events([Event("frame", frame)]), [], 2, 0, False
+    events = Events(say(rng, "I need the prime factors of {}|Which primes make {}?|I have to factor {}", n))
+    factors, d, failed, supposed = [], 2, 0, False
     while m > 1:
         if d * d > m: # everything below d has been tried
             events.add("step", f"{m} is prime" if m < 4 else f"{d} * {d} = {d * d} is more than {m}, so {m} is prime")
@@ -279,9 +249,8 @@ def _search_prime_factorization(q: dict, rng: Random) -> tuple[Events, str | Non
             break
         if failed and not supposed: events.add("try", f"{d} divides {m}")
         if m % d == 0:
-            line = f"{m} / {d} = {m // d}"
-            if supposed: events.add("turn", f"{line}, so {m} is not prime after all")
-            else: events.add("step", line)
+            refuted = f", so {m} is not prime after all" if supposed else ""
+            events.add("turn" if supposed else "step", f"{m} / {d} = {m // d}{refuted}")
             factors.append(d)
             m, failed, supposed = m // d, 0, False
             continue
@@ -292,45 +261,35 @@ def _search_prime_factorization(q: dict, rng: Random) -> tuple[Events, str | Non
             supposed = True
     answer, tried, turned = " × ".join(map(str, factors)), events.count_of("fail", "turn"), events.count_of("turn")
     if len(factors) > 2 or len(factors) == 2 and tried: events.add("check", _multiplied(factors, n))
-    events.add("insight" if turned or len(factors) > 2 and tried else "done",
-               f"{n} = {answer}" if len(factors) > 1 else f"{n} is its only prime factor")
-    return events, answer
-
-
-FAMILIES["prime_factorization"] = Family(_prime_factorization, _search_prime_factorization)
+    return events.conclude(answer, f"{n} = {answer}" if len(factors) > 1 else f"{n} is its only prime factor",
+                           turned or len(factors) > 2 and tried)
 
 # %% ../../nbs/traces/33_solvers.ipynb #6406e70c
 def _linear(equation: str) -> tuple[int, int, int]:
     "a, b, c of a*x + b = c"
-    left, right = equation.replace(" ", "").split("=")
-    a = b = 0
-    for sign, number, letter in re.findall(r"([+-]?)(\d*)\*?([a-z]?)", left):
-        if not number and not letter: continue
-        value = int(number or 1) * (-1 if sign == "-" else 1)
-        if letter: a += value
-        else: b += value
+    left, right = re.sub(r"[ *]", "", equation).split("=")
+    left = re.sub(r"(?<!\d)([a-z])", r"1\1", left) # 1x for x
+    a, b = (sum(map(int, re.findall(rf"[+-]?\d+(?!\d){end}", left))) for end in ("(?=[a-z])", "(?![a-z])"))
     return a, b, int(right)
 
 
 def _put_in(a: int, b: int, x: int, value: int | None = None) -> str:
     "The line that substitutes x; `value` is what it is said to come to"
-    value = a * x + b if value is None else value
-    times = f"{abs(a)} * {x}" if abs(a) != 1 else str(x)
-    if a < 0 and b <= 0: times = f"-{times}"
-    whole, part = ((f"{b} - {times}", f"{b} - {abs(a) * x}") if a < 0 < b else
-                   (f"{times} {'-' if b < 0 else '+'} {abs(b)}", f"{a * x} {'-' if b < 0 else '+'} {abs(b)}") if b else
-                   (times, ""))
-    return f"{whole} = {value}" if abs(a) == 1 or not part else f"{whole} = {part} = {value}"
+    def side(times) -> str:
+        if a < 0 < b: return f"{b} - {times}"
+        return ("-" if a < 0 else "") + f"{times} {'-' if b < 0 else '+'} {abs(b)}".removesuffix(" + 0")
+
+    size, value = abs(a), a * x + b if value is None else value
+    parts = [f"{size} * {x}", size * x] if size > 1 and b else [f"{size} * {x}" if size > 1 else x]
+    return " = ".join([*map(side, parts), str(value)])
 
 
 def _undo(a: int, b: int, c: int, name: str, slip_at: int = -1, error: int = 0) -> tuple[list[str], int]:
     "Lines that solve a*x + b = c, and x; a slip in the first line is a multiple of a, so that x stays whole"
-    size, lines = abs(a), []
-    d = (b - c if a < 0 else c - b) + (error * size if slip_at == 0 else 0)
+    size, (more, less) = abs(a), (b, c) if a < 0 else (c, b)
+    d = more - less + (error * size if slip_at == 0 else 0)
     left = f"{size}*{name}" if size > 1 else name
-    if b: lines.append(f"{left} = {f'{b} - {c}' if a < 0 else f'{c} + {-b}' if b < 0 else f'{c} - {b}'} = {d}"
-                       .replace("- -", "+ "))
-    elif a < 0: lines.append(f"{left} = {d}")
+    lines = [f"{left} = {more} - {less} = {d}".replace("- -", "+ ") if b else f"{left} = {d}"] if b or a < 0 else []
     x = d // size + (error if slip_at == 1 else 0)
     if size > 1: lines.append(f"{name} = {d} / {size} = {x}")
     return lines, x
@@ -338,14 +297,15 @@ def _undo(a: int, b: int, c: int, name: str, slip_at: int = -1, error: int = 0) 
 
 def _simple_equations(q: dict, rng: Random, slip: Random | None) -> Straight:
     (a, b, c), name, equation = _linear(q["equation"]), q["variable"], q["equation"]
-    slip_at = -1 if slip is None else 0 if abs(a) == 1 else 1 if not b else slip.randrange(2)
-    errors = [e for e in (-2, -1, 1, 2) if (c - b) // a + e > 0] # the slip keeps x positive
-    steps, x = _undo(a, b, c, name, slip_at, 0 if slip is None else slip.choice(errors))
+    steps, x = _undo(a, b, c, name)
+    if slip is not None:
+        slip_at = 0 if abs(a) == 1 else 1 if not b else slip.randrange(2)
+        steps, x = _undo(a, b, c, name, slip_at, slip.choice([e for e in (-2, -1, 1, 2) if x + e > 0]))
     undo = f"the {'-' if b < 0 else '+'} {abs(b)}" if a > 0 else f"the {b}"
-    note = (say(rng, "I must undo {} before I divide|{} has to go before the division|{} comes off first", undo)
-            if b and abs(a) > 1 else
-            say(rng, "there is nothing to divide|no factor stands before it|one move is enough") if b else
-            say(rng, "there is nothing to add or take away|only the factor stands in the way|one division is enough"))
+    note = say(rng, "I must undo {} before I divide|{} has to go before the division|{} comes off first"
+               if b and abs(a) > 1 else "there is nothing to divide|no factor stands before it|one move is enough"
+               if b else "there is nothing to add or take away|only the factor stands in the way|"
+                         "one division is enough", undo)
     return Straight(
         say(rng, "The equation is {}|I have {}|I need to solve {}", equation),
         say(rng, "I get {} alone on the left|I undo what is done to {}|I isolate {}", name),
@@ -353,10 +313,10 @@ def _simple_equations(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "{} = {} fits the equation|{} = {} makes both sides equal|{} = {} works", name, x), str(x))
 
 # %% ../../nbs/traces/33_solvers.ipynb #bf9e8571
-def _search_simple_equations(q: dict, rng: Random) -> tuple[Events, str | None]:
+def _search_simple_equations(q: dict, rng: Random) -> Events:
     (a, b, c), name = _linear(q["equation"]), q["variable"]
-    frame = say(rng, "The equation is {}|I have {}|I need to solve {}", q["equation"])
-    events, low, high, last, guess = Events([Event("frame", frame)]), 1, 9, 0, rng.choice([4, 5, 6])
+    events = Events(say(rng, "The equation is {}|I have {}|I need to solve {}", q["equation"]))
+    low, high, last, guess = 1, 9, 0, rng.choice([4, 5, 6])
     while True:
         events.add("try", f"{name} is {guess}")
         value, line = a * guess + b, _put_in(a, b, guess)
@@ -371,13 +331,8 @@ def _search_simple_equations(q: dict, rng: Random) -> tuple[Events, str | None]:
         if low > high: high = 2 * max(high, 1) + low # beyond the usual range
         guess = (low + high + (side > 0)) // 2
     events.add("step", f"{line}, which is right")
-    tries = events.count_of("try")
-    if tries > 1: events.add("check", ", ".join(_undo(a, b, c, name)[0]))
-    events.add("insight" if tries > 2 else "done", say(rng, "{} = {}|{} must be {}|{} is {}", name, guess))
-    return events, str(guess)
-
-
-FAMILIES["simple_equations"] = Family(_simple_equations, _search_simple_equations)
+    if (tries := events.count_of("try")) > 1: events.add("check", ", ".join(_undo(a, b, c, name)[0]))
+    return events.conclude(str(guess), say(rng, "{} = {}|{} must be {}|{} is {}", name, guess), tries > 2)
 
 # %% ../../nbs/traces/33_solvers.ipynb #6623a4f8
 def _euclid(a: int, b: int, slip_at: int = -1, error: int = 0) -> tuple[list[str], int]:
@@ -406,11 +361,10 @@ def _gcd(q: dict, rng: Random, slip: Random | None) -> Straight:
                  "{} is the greatest that divides both", g), str(g))
 
 
-def _search_gcd(q: dict, rng: Random) -> tuple[Events, str | None]:
+def _search_gcd(q: dict, rng: Random) -> Events:
     b, a = sorted(q["numbers"])
-    events = Events([Event("frame", say(
-        rng, "I need the GCD of {} and {}|The numbers are {} and {}|What is the largest number that divides {} and {}?",
-        a, b))])
+    events = Events(say(rng, "I need the GCD of {} and {}|The numbers are {} and {}|"
+                             "What is the largest number that divides {} and {}?", a, b))
     candidates, failed, turned = [d for d in range(b, 0, -1) if b % d == 0], 0, False
     while (d := candidates.pop(0)) > 1:
         events.add("try", f"{d} divides both")
@@ -425,27 +379,20 @@ def _search_gcd(q: dict, rng: Random) -> tuple[Events, str | None]:
     if d == 1: events.add("turn", say(rng, "no divisor is left but 1|only 1 is left|nothing but 1 is left"))
     else: events.add("step", f"{a} / {d} = {a // d} and {b} / {d} = {b // d}")
     if failed or d == 1: events.add("check", ", ".join(_euclid(a, b)[0]))
-    if d == 1: events.add("insight", "they share nothing, so it is 1")
-    else: events.add("insight" if turned else "done", say(rng, "the GCD is {}|{} is the largest|it is {}", d))
-    return events, str(d)
-
-
-FAMILIES["gcd"] = Family(_gcd, _search_gcd)
+    if d == 1: return events.conclude("1", "they share nothing, so it is 1", insight=True)
+    return events.conclude(str(d), say(rng, "the GCD is {}|{} is the largest|it is {}", d), turned)
 
 # %% ../../nbs/traces/33_solvers.ipynb #f8cd2019
-_Truth = dict[int, bool] # who tells the truth, as far as it is assumed
-
-
-def _holds(claim: list, truth: _Truth) -> bool | None:
-    "Whether a claim is true; None where what is assumed does not settle it"
+def _holds(claim: list, truth: dict[int, bool]) -> bool | None:
+    "Whether a claim is true, given who tells the truth; None where what is assumed so far does not settle it"
     kind, *parts = claim
     if kind in ("telling-truth", "lying"):
         honest = truth.get(parts[0])
         return honest if honest is None else honest == (kind == "telling-truth")
+    if kind == "->": return _holds(["or", ["not", parts[0]], parts[1]], truth)
     values = [_holds(p, truth) for p in parts]
-    if kind == "not": return None if values[0] is None else not values[0]
+    if kind == "not": return None if None in values else not values[0]
     if kind == "<=>": return None if None in values else values[0] == values[1]
-    if kind == "->": kind, values = "or", [None if values[0] is None else not values[0], values[1]]
     decisive = kind == "or"
     return decisive if decisive in values else None if None in values else not decisive
 
@@ -453,7 +400,7 @@ def _holds(claim: list, truth: _Truth) -> bool | None:
 def _word(value: bool | None) -> str: return "?" if value is None else "true" if value else "false"
 
 
-def _claim(q: dict, i: int, truth: _Truth, flip: bool = False) -> str:
+def _claim(q: dict, i: int, truth: dict[int, bool], flip: bool = False) -> str:
     "What person i says comes to, e.g. Ann's claim (true or false) is true"
     kind, *parts = q["statements"][i]
     words = [_word(_holds(p, truth)) for p in parts if isinstance(p, list)]
@@ -467,25 +414,22 @@ def _is(q: dict, i: int, value: bool) -> str:
     return f"{q['names'][i]} is {q['knight_knave_terms']['a_knight' if value else 'a_knave']}"
 
 
-def _people(q: dict, truth: _Truth) -> str:
+def _people(q: dict, truth: dict[int, bool]) -> str:
     *first, last = (_is(q, i, truth[i]) for i in range(len(truth)))
     return ", ".join(first) + ", and " + last
 
 
-def _misfits(q: dict, truth: _Truth) -> list[int]:
+def _misfits(q: dict, truth: dict[int, bool]) -> list[int]:
     return [i for i in truth if _holds(q["statements"][i], truth) not in (None, truth[i])]
 
 
-def _case(q: dict, truth: _Truth, flips: tuple[int, ...] = ()) -> str:
+def _case(q: dict, truth: dict[int, bool], flips: tuple[int, ...] = ()) -> str:
     "The line of one case, up to the first claim that does not fit; the claims in `flips` are misjudged"
     terms = q["knight_knave_terms"]
-    claims, fits = [], True
-    for i in truth:
-        claims.append(_claim(q, i, truth, i in flips))
-        fits = (i in _misfits(q, truth)) == (i in flips)
-        if not fits: break
     who = ", ".join(f"{q['names'][i]} {terms['knight' if value else 'knave']}" for i, value in truth.items())
-    return f"{who}: {', '.join(claims)}, {'yes' if fits else 'no'}"
+    wrong = next((i for i in truth if (i in _misfits(q, truth)) != (i in flips)), None)
+    claims = [_claim(q, i, truth, i in flips) for i in truth if wrong is None or i <= wrong]
+    return f"{who}: {', '.join(claims)}, {'yes' if wrong is None else 'no'}"
 
 # %% ../../nbs/traces/33_solvers.ipynb #2d672647
 def _people_frame(q: dict, rng: Random) -> str:
@@ -516,8 +460,8 @@ def _knights_knaves(q: dict, rng: Random, slip: Random | None) -> Straight:
         _people(q, chosen))
 
 # %% ../../nbs/traces/33_solvers.ipynb #44f1304b
-def _search_knights_knaves(q: dict, rng: Random) -> tuple[Events, str | None]:
-    n, events = len(q["names"]), Events([Event("frame", _people_frame(q, rng))])
+def _search_knights_knaves(q: dict, rng: Random) -> Events:
+    n, events = len(q["names"]), Events(_people_frame(q, rng))
     order, truth, settled = rng.sample(range(n), n), {}, set()
 
     def assume(k: int) -> bool:
@@ -541,13 +485,9 @@ def _search_knights_knaves(q: dict, rng: Random) -> tuple[Events, str | None]:
 
     assume(0)
     truth = dict(sorted(truth.items()))
-    turns = events.count_of("turn")
-    if turns: events.add("check", ", ".join(_claim(q, i, truth) for i in truth) + ", as it must be")
-    events.add("insight" if turns > 1 else "done", _people(q, truth))
-    return events, _people(q, truth)
-
-
-FAMILIES["knights_knaves"] = Family(_knights_knaves, _search_knights_knaves)
+    if turns := events.count_of("turn"):
+        events.add("check", ", ".join(_claim(q, i, truth) for i in truth) + ", as it must be")
+    return events.conclude(_people(q, truth), _people(q, truth), turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #83e912b7
 def _edges(edges: list, color: dict[int, int]) -> str:
@@ -555,6 +495,9 @@ def _edges(edges: list, color: dict[int, int]) -> str:
 
 
 def _painted(color: dict[int, int], vertices) -> str: return ", ".join(f"{v}={color[v]}" for v in vertices)
+
+
+def _boxed_coloring(color: dict[int, int]) -> str: return json.dumps({str(v): c for v, c in sorted(color.items())})
 
 
 def _greedy(puzzle: dict, forget: tuple[int, int] | None = None) -> tuple[list[str], dict[int, int]] | None:
@@ -567,9 +510,6 @@ def _greedy(puzzle: dict, forget: tuple[int, int] | None = None) -> tuple[list[s
         color[v] = free[0]
         lines.append((f"{v} is next to {_painted(color, near)}, so " if near else "") + f"{v}={color[v]}")
     return lines, color
-
-
-def _coloring(color: dict[int, int]) -> str: return json.dumps({str(v): c for v, c in sorted(color.items())})
 
 
 def _graph_frame(puzzle: dict, rng: Random) -> str:
@@ -591,12 +531,12 @@ def _graph_color(q: dict, rng: Random, slip: Random | None) -> Straight:
                  "only the neighbors that have a color matter|joined vertices must differ"),
         steps, _edges(checked, color),
         say(rng, "the ends of every edge differ|no edge has one color twice|all neighbors differ"),
-        _coloring(color), _painted(color, color))
+        _boxed_coloring(color), _painted(color, color))
 
 # %% ../../nbs/traces/33_solvers.ipynb #6ad21ac0
-def _search_graph_color(q: dict, rng: Random) -> tuple[Events, str | None]:
+def _search_graph_color(q: dict, rng: Random) -> Events:
     puzzle, color = q["puzzle"], {}
-    events = Events([Event("frame", _graph_frame(puzzle, rng))])
+    events = Events(_graph_frame(puzzle, rng))
 
     def paint(v: int) -> bool:
         if v == len(puzzle["vertices"]): return True
@@ -614,14 +554,9 @@ def _search_graph_color(q: dict, rng: Random) -> tuple[Events, str | None]:
         events.add("turn", f"no color is left for {v}")
         return False
 
-    if not paint(0): return events, None
-    turns = events.count_of("turn")
-    if turns: events.add("check", _edges(puzzle["edges"], color))
-    events.add("insight" if turns > 1 else "done", _painted(color, color))
-    return events, _coloring(color)
-
-
-FAMILIES["graph_color"] = Family(_graph_color, _search_graph_color)
+    if not paint(0): return events
+    if turns := events.count_of("turn"): events.add("check", _edges(puzzle["edges"], color))
+    return events.conclude(_boxed_coloring(color), _painted(color, color), turns > 1)
 
 # %% ../../nbs/traces/33_solvers.ipynb #be030afd
 class _Part(NamedTuple):
@@ -657,16 +592,13 @@ def _expressions(parts: list[_Part], lines: tuple[str, ...] = ()) -> Iterator[tu
             for part in _joins(parts[i], parts[j]): yield from _expressions([part, *rest], (*lines, part.line))
 
 
-def _numbers(q: dict) -> list[_Part]: return [_Part(n, str(n), 3) for n in q["numbers"]]
-
-
 def _countdown_frame(q: dict, rng: Random) -> str:
     return say(rng, "The numbers are {0} and the target is {1}|I have to make {1} from {0}|From {0} I need {1}",
-               ", ".join(map(str, q["numbers"])), q["target"])
+               _list(q["numbers"]), q["target"])
 
 
 def _countdown(q: dict, rng: Random, slip: Random | None) -> Straight:
-    target, expressions = q["target"], _expressions(_numbers(q))
+    target, expressions = q["target"], _expressions([_Part(n, str(n), 3) for n in q["numbers"]])
     if slip is None: whole, lines = next((whole, lines) for whole, lines in expressions if whole.value == target)
     else:
         misses = sorted({e for e in expressions if e[0].value != target}, key=lambda e: (abs(e[0].value - target), e))
@@ -682,13 +614,13 @@ def _countdown(q: dict, rng: Random, slip: Random | None) -> Straight:
 # %% ../../nbs/traces/33_solvers.ipynb #ba778a06
 def _needs(target: int, last: int, largest: int) -> list[tuple[int, str, Callable[[_Part, _Part], _Part | None]]]:
     "What must come before `last`: a value (at most `largest`), how it is worked out, how it is joined"
-    needs = [(target + last, f"{target} + {last}", lambda x, y: _join(x, y, "-"))]
-    if target > last: needs.append((target - last, f"{target} - {last}", lambda x, y: _join(x, y, "+")))
-    if target < last: needs.append((last - target, f"{last} - {target}", lambda x, y: _join(y, x, "-")))
-    if last > 1:
-        needs.append((target * last, f"{target} * {last}", lambda x, y: _join(x, y, "/")))
-        if target % last == 0: needs.append((target // last, f"{target} / {last}", lambda x, y: _join(x, y, "*")))
-    return [need for need in needs if need[0] <= largest]
+    needs = [(target + last, f"{target} + {last}", lambda x, y: _join(x, y, "-")),
+             (target - last, f"{target} - {last}", lambda x, y: _join(x, y, "+")),
+             (last - target, f"{last} - {target}", lambda x, y: _join(y, x, "-"))]
+    if last > 1: needs.append((target * last, f"{target} * {last}", lambda x, y: _join(x, y, "/")))
+    if last > 1 and target % last == 0:
+        needs.append((target // last, f"{target} / {last}", lambda x, y: _join(x, y, "*")))
+    return [need for need in needs if 0 < need[0] <= largest]
 
 
 def _last_number(parts: list[_Part], target: int, rng: Random, events: Events) -> _Part | None:
@@ -702,8 +634,7 @@ def _last_number(parts: list[_Part], target: int, rng: Random, events: Events) -
         for value, how, join in needs:
             for part in joined:
                 if part.value == value and (whole := join(part, last)):
-                    events.add("step", f"I need {how} = {value}, and it is there")
-                    events.add("step", whole.line)
+                    events += [Event("step", f"I need {how} = {value}, and it is there"), Event("step", whole.line)]
                     return whole
         if needs: events.add("step", "I need " + " or ".join(f"{how} = {value}" for value, how, _ in needs))
         events.add("turn", say(rng, "{} is not among them|there is no {}|they do not make {}",
@@ -711,8 +642,8 @@ def _last_number(parts: list[_Part], target: int, rng: Random, events: Events) -
     return None
 
 
-def _search_countdown(q: dict, rng: Random) -> tuple[Events, str | None]:
-    target, parts, events = q["target"], _numbers(q), Events([Event("frame", _countdown_frame(q, rng))])
+def _search_countdown(q: dict, rng: Random) -> Events:
+    target, parts, events = q["target"], [_Part(n, str(n), 3) for n in q["numbers"]], Events(_countdown_frame(q, rng))
     if len(parts) == 3: whole = _last_number(parts, target, rng, events)
     else:
         pairs = [(i, j, p) for j in range(len(parts)) for i in range(j) for p in _joins(parts[i], parts[j])]
@@ -722,17 +653,13 @@ def _search_countdown(q: dict, rng: Random) -> tuple[Events, str | None]:
             if whole := _last_number([joined, *rest], target, rng, events): break
     if not whole:
         events.add("fail", "I do not find it")
-        return events, None
-    turned = events.count_of("turn")
-    if turned: events.add("check", f"{whole.text} = {whole.line.partition(' =')[0]} = {target}")
-    events.add("insight" if turned else "done", f"{whole.text} makes {target}")
-    return events, whole.text
-
-
-FAMILIES["countdown"] = Family(_countdown, _search_countdown)
+        return events
+    if turned := events.count_of("turn"):
+        events.add("check", f"{whole.text} = {whole.line.partition(' =')[0]} = {target}")
+    return events.conclude(whole.text, f"{whole.text} makes {target}", turned)
 
 # %% ../../nbs/traces/33_solvers.ipynb #684bb2ac
-def _list(values: list[int]) -> str: return ", ".join(map(str, values))
+def _values(q: dict) -> list[int]: return [int(float(s)) for s in q["original_numbers"]]
 
 
 def _compare(a: int, b: int) -> str: return f"{a} {'<' if a < b else '>' if a > b else '='} {b}"
@@ -750,12 +677,12 @@ def _sorting_frame(values: list[int], q: dict, rng: Random) -> str:
 
 
 def _number_sorting(q: dict, rng: Random, slip: Random | None) -> Straight:
-    left = [int(float(s)) for s in q["original_numbers"]]
+    left = _values(q)
     pick, word, sign = (min, "smallest", "<") if q["direction"] == "ascending" else (max, "largest", ">")
     frame = _sorting_frame(left, q, rng)
-    steps, done, slip_at = [], [], -1
-    if slip is not None: # where what is left is all the same, no pick is wrong
-        slip_at = slip.randrange(sum(v != pick(left, key=lambda w: -w) for v in left) or 1)
+    steps, done, last = [], [], pick(left, key=lambda v: -v)
+    # where what is left is all the same, no pick is wrong
+    slip_at = slip.randrange(sum(v != last for v in left) or 1) if slip else -1
     while len(left) > 1:
         best = pick(left)
         if len(done) == slip_at: best = slip.choice([v for v in left if v != best] or [best])
@@ -772,9 +699,9 @@ def _number_sorting(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "the order is {}|sorted it is {}|the list runs {}", _list(done)), _boxed_list(done, q), _list(done))
 
 # %% ../../nbs/traces/33_solvers.ipynb #c84cf4f6
-def _search_number_sorting(q: dict, rng: Random) -> tuple[Events, str | None]:
-    values, ascending = [int(float(s)) for s in q["original_numbers"]], q["direction"] == "ascending"
-    events, done = Events([Event("frame", _sorting_frame(values, q, rng))]), values[:1]
+def _search_number_sorting(q: dict, rng: Random) -> Events:
+    values, ascending = _values(q), q["direction"] == "ascending"
+    events, done = Events(_sorting_frame(values, q, rng)), values[:1]
     events.add("step", f"I begin with {values[0]}")
     for v in values[1:]:
         events.add("try", f"{v} goes at the end")
@@ -786,10 +713,14 @@ def _search_number_sorting(q: dict, rng: Random) -> tuple[Events, str | None]:
         why = f"{_compare(v, done[at - 1])}, so" if at else "that is the front, so"
         done.insert(at, v)
         events.add("step", f"{why} I have {_list(done)}")
-    turns = events.count_of("turn")
-    if turns: events.add("check", ", ".join(_compare(a, b) for a, b in pairwise(done)))
-    events.add("insight" if turns > 1 else "done", f"the order is {_list(done)}")
-    return events, _boxed_list(done, q)
+    if turns := events.count_of("turn"): events.add("check", ", ".join(_compare(a, b) for a, b in pairwise(done)))
+    return events.conclude(_boxed_list(done, q), f"the order is {_list(done)}", turns > 1)
 
-
-FAMILIES["number_sorting"] = Family(_number_sorting, _search_number_sorting)
+# %% ../../nbs/traces/33_solvers.ipynb #5b0e9c42
+FAMILIES = {"chain_sum": Family(_chain_sum, _search_chain_sum),
+            "prime_factorization": Family(_prime_factorization, _search_prime_factorization),
+            "simple_equations": Family(_simple_equations, _search_simple_equations),
+            "gcd": Family(_gcd, _search_gcd), "knights_knaves": Family(_knights_knaves, _search_knights_knaves),
+            "graph_color": Family(_graph_color, _search_graph_color),
+            "countdown": Family(_countdown, _search_countdown),
+            "number_sorting": Family(_number_sorting, _search_number_sorting)}

@@ -4,34 +4,46 @@
 
 # %% auto #0
 __all__ = ['EXAMPLES', 'PLAIN', 'STEP_BY_STEP', 'HARD_CODED', 'WRONG', 'PROMPTS', 'TEACHERS', 'ROLES', 'Prompt', 'prompt',
-           'Completion', 'completion_of', 'Teacher', 'respond', 'EmbeddedTeacher', 'teacher', 'ModelTeacher',
-           'PublishedTeacher', 'is_model', 'model_variants', 'store_path', 'open_store', 'sampling_of', 'endpoint_of',
-           'student_endpoint', 'teacher_of', 'Unconfirmed', 'unpaid', 'bill', 'confirm']
+           'Completion', 'completion_of', 'respond', 'EmbeddedTeacher', 'teacher', 'ModelTeacher', 'PublishedTeacher',
+           'is_model', 'model_variants', 'store_path', 'open_store', 'sampling_of', 'endpoint_of', 'student_endpoint',
+           'teacher_of', 'Unconfirmed', 'unpaid', 'bill', 'confirm']
 
 # %% ../../nbs/traces/35_teachers.ipynb #b3c49632
 import asyncio
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
 from pathlib import Path
 from random import Random
 from string import Template
-from typing import Protocol
 from urllib.parse import urlsplit
 
 from ..schema import Problem, question_text
 from ..settings import InputError, Settings, nearest
+from .batch import ask_batch
 from .client import Endpoint, Estimate, ask, estimate
+from .published import published_traces
 from .solvers import FAMILIES, TURNS, tell
 from .store import Request, Response, Store
+
+# %% ../../nbs/traces/35_teachers.ipynb #cd1a9336
+EXAMPLES = {
+    "realization": ("Wait", "Hmm, hold on", "Oh, I see", "Ah, that changes things", "Hang on a second", "Actually, no",
+                    "I missed something", "That can't be right"),
+    "verification": ("Let me check", "Let me verify that", "To double-check", "Does that hold?", "Let me test this",
+                     "I should make sure", "Let me redo that sum", "Plugging it back in"),
+    "exploration": ("What if", "Alternatively", "Maybe I could", "Another way to see it", "Suppose instead",
+                    "Let me try a different route", "Could it be that", "Or perhaps"),
+    "integration": ("Now I see how", "Putting this together", "So that means", "This fits with what I found before",
+                    "Taking both together", "Everything now points to", "That explains why", "So overall"),
+}
 
 # %% ../../nbs/traces/35_teachers.ipynb #ccb2447a
 @dataclass(frozen=True)
 class Prompt:
-    "A template; `$question`, `$answer_form` and the names in `needs` are filled in for each problem"
+    "A template; `$question`, `$answer_form`, the names in EXAMPLES and those in `needs` are filled in for each problem"
     name: str
     version: int
-    about: str # What it is for
     user: str
     system: str = ""
     needs: tuple[str, ...] = () # What has to be given besides the problem
@@ -47,14 +59,11 @@ class Prompt:
         "The prompt about one problem, as chat messages"
         if missing := [n for n in self.needs if n not in texts]:
             raise InputError(f"Prompt {self} needs {', '.join(missing)}: give it by name.")
-        words = {"question": question_text(vars(problem)), "answer_form": _answer_form[problem.answer_kind],
-                 **_examples(problem.id), **texts}
+        rng = Random(f"examples-{problem.id}")
+        words = {kind: ", ".join(f'"{p}"' for p in rng.sample(phrases, 3)) for kind, phrases in EXAMPLES.items()}
+        words |= {"question": question_text(vars(problem)), "answer_form": _answer_form[problem.answer_kind], **texts}
         roles = (("system", self.system), ("user", self.user))
         return [{"role": role, "content": Template(text).substitute(words).strip()} for role, text in roles if text]
-
-    def _repr_markdown_(self):
-        texts = [text.strip().replace("\n", "\n> ") for text in (self.system, self.user) if text]
-        return "\n\n".join([f"**{self}**: {self.about}", *(f"> {text}" for text in texts)])
 
 
 _boxed = r"Put the final answer, and nothing else, in \boxed{}."
@@ -63,39 +72,23 @@ _answer_form = {"math": _boxed, "procedural": _boxed,
                 "code": "End with the whole program in one ```python block. It reads standard input and prints its "
                         "result, unless the question gives a function or class to complete."}
 
-# %% ../../nbs/traces/35_teachers.ipynb #cd1a9336
-EXAMPLES = {
-    "realization": ("Wait", "Hmm, hold on", "Oh, I see", "Ah, that changes things", "Hang on a second", "Actually, no",
-                    "I missed something", "That can't be right"),
-    "verification": ("Let me check", "Let me verify that", "To double-check", "Does that hold?", "Let me test this",
-                     "I should make sure", "Let me redo that sum", "Plugging it back in"),
-    "exploration": ("What if", "Alternatively", "Maybe I could", "Another way to see it", "Suppose instead",
-                    "Let me try a different route", "Could it be that", "Or perhaps"),
-    "integration": ("Now I see how", "Putting this together", "So that means", "This fits with what I found before",
-                    "Taking both together", "Everything now points to", "That explains why", "So overall"),
-}
-
-
-def _examples(problem_id: str, n: int = 3) -> dict[str, str]:
-    "A few example phrases of each type, drawn by the problem's id"
-    rng = Random(f"examples-{problem_id}")
-    return {kind: ", ".join(f'"{p}"' for p in rng.sample(phrases, n)) for kind, phrases in EXAMPLES.items()}
-
 # %% ../../nbs/traces/35_teachers.ipynb #6ee61ee4
-PLAIN = Prompt("plain", 1, "the question alone: for a reasoning model, or a standard one as it likes to answer", """
+# The question alone: for a reasoning model, or a standard one as it likes to answer
+PLAIN = Prompt("plain", 1, """
 $question
 
 $answer_form
 """, tokens=6000) # R1's thinking on competition problems runs to several thousand
 
-STEP_BY_STEP = Prompt("step-by-step", 1, "plain chain of thought (SBS)", """
+STEP_BY_STEP = Prompt("step-by-step", 1, """
 $question
 
 Think step by step, and write your steps between <think> and </think>. After </think>, state the answer in a sentence \
 or two. $answer_form
 """)
 
-HARD_CODED = Prompt("hard-coded", 1, "the four stages and the four types of pivot (ST-HC)", """
+# The four stages and the four types of pivot
+HARD_CODED = Prompt("hard-coded", 1, """
 $question
 """, """
 You solve problems by thinking aloud, the way a careful person does on paper, in the first person and in plain running \
@@ -121,7 +114,8 @@ kinds of turn, use no headings or lists for them, and never mention these instru
 After </think>, give a short response that explains the answer. $answer_form
 """, tokens=1200)
 
-WRONG = Prompt("wrong", 1, "an ST-HC trace altered so that it leads to a wrong answer (ST-HC-W)", """
+# An ST-HC trace altered so that it leads to a wrong answer
+WRONG = Prompt("wrong", 1, """
 Below is a question, somebody's thinking about it, and the response that follows from it. The response is right.
 
 Question:
@@ -147,11 +141,9 @@ Write the new thinking between <think> and </think> and the new response after i
 
 PROMPTS = {p.name: p for p in (PLAIN, STEP_BY_STEP, HARD_CODED, WRONG)}
 
-# %% ../../nbs/traces/35_teachers.ipynb #26e29e26
-def prompt(
-    name: str, # plain, step-by-step, hard-coded or wrong
-) -> Prompt:
-    "A prompt by name"
+
+def prompt(name: str) -> Prompt:
+    "A prompt by name: plain, step-by-step, hard-coded or wrong"
     if name not in PROMPTS: raise InputError(f"Unknown prompt {name!r}: {nearest(name, PROMPTS)}")
     return PROMPTS[name]
 
@@ -175,31 +167,14 @@ def completion_of(problem: Problem, r: Response, prompt: str) -> Completion:
     return Completion(problem.id, r.thinking.strip(), r.content.strip(), prompt, r.prompt_tokens, r.completion_tokens,
                       r.cost_usd, r.status, r.key)
 
-
-class Teacher(Protocol):
-    "Anything that solves problems in writing"
-    name: str # e.g. embedded/emergent, or a model
-
-    def answer(
-        self,
-        problems: list[Problem],
-        texts: Iterable[dict[str, str]] | None = None, # What the prompt needs besides the problem, one a problem
-        accept: Callable[[Problem, Completion], bool] | None = None, # Whether an answer can be used
-    ) -> Iterable[Completion]: # One a problem, in the same order
-        "Solve the problems in writing"
-        ...
-
 # %% ../../nbs/traces/35_teachers.ipynb #5c7e3533
 TEACHERS = ("embedded/emergent", "embedded/hard-coded", "embedded/step-by-step", "embedded/wrong")
 _responses = ["The answer is {}.", "The final answer is {}.", "So the answer is {}.", "Therefore, the answer is {}."]
 _no_answer = ["I could not find an answer.", "I do not find one.", "I give up on this one."]
 
 
-def respond(
-    answer: str | None, # None where the solver gave up
-    rng: Random,
-) -> str:
-    "A short response that ends with the boxed answer"
+def respond(answer: str | None, rng: Random) -> str:
+    "A short response that ends with the boxed answer; None says that the solver gave up"
     return rng.choice(_no_answer) if answer is None else rng.choice(_responses).format(f"\\boxed{{{answer}}}")
 
 
@@ -208,9 +183,6 @@ class EmbeddedTeacher:
     "A program that writes traces; the same seed and problem give the same words"
     name: str # One of `TEACHERS`
     seed: int
-
-    @property
-    def prompt(self) -> str: return self.name.partition("/")[2] + "@1"
 
     def answer(self, problems, texts=None, accept=None) -> list[Completion]: return [self._solve(p) for p in problems]
 
@@ -223,21 +195,18 @@ class EmbeddedTeacher:
 
         family, details = FAMILIES[problem.task], problem.details["metadata"]
         if self.name == "embedded/emergent":
-            events, answer = family.search(details, rng("search"))
-            trace = tell(events, rng("words"))
+            events = family.search(details, rng("search"))
+            trace, answer = tell(events, rng("words")), events.answer
         else:
             slip = rng("slip") if self.name == "embedded/wrong" else None
             solution = family.straight(details, rng("straight"), slip)
             write = solution.plain if self.name == "embedded/step-by-step" else solution.staged
             trace, answer = write(rng("words")), solution.answer
-        return Completion(problem.id, trace, respond(answer, rng("response")), self.prompt)
+        return Completion(problem.id, trace, respond(answer, rng("response")), self.name.partition("/")[2] + "@1")
 
 
-def teacher(
-    name: str, # e.g. embedded/emergent
-    seed: int = 0,
-) -> EmbeddedTeacher: # Raises InputError for a name that is not known
-    "An embedded teacher by name"
+def teacher(name: str, seed: int = 0) -> EmbeddedTeacher:
+    "An embedded teacher by its name in `TEACHERS`; raises InputError for any other"
     if name not in TEACHERS: raise InputError(f"Unknown teacher {name!r}: {nearest(name, TEACHERS)}")
     return EmbeddedTeacher(name, seed)
 
@@ -264,28 +233,23 @@ class ModelTeacher:
             last[i], index[request.key] = request.key, i
             return request
 
-        def requests() -> Iterator[Request]:
-            for i, (problem, more) in enumerate(zip(problems, texts or repeat({}), strict=False)):
-                yield note(i, Request(self.name, tuple(self.prompt.messages(problem, **more)), self.sampling))
-
         async def next_sample(request: Request, response: Response) -> Request | None:
             i = index[request.key]
             if request.sample + 1 >= self.samples: return None
-            if await asyncio.to_thread(accept, problems[i], self._read(problems[i], response)): return None
+            completion = completion_of(problems[i], response, str(self.prompt))
+            if await asyncio.to_thread(accept, problems[i], completion): return None
             return note(i, replace(request, sample=request.sample + 1))
 
-        pending = self._ask(requests(), next_sample if accept and self.samples > 1 else None, len(problems)).pending
-        if pending:
-            raise InputError(f"{pending} answers of {self.name} are with a batch that has not ended: name its role in "
-                             "`batch` again and rerun.")
-        for problem, key in zip(problems, last, strict=True): yield self._read(problem, self.store.get(key))
-
-    def _ask(self, requests, then, total: int):
-        if self.batch is None: return ask(self.endpoint, requests, self.store, then, self.budget_usd, total=total)
-        from smoltraces.traces.batch import ask_batch
-        return ask_batch(self.endpoint, requests, self.store, self.batch, then, self.budget_usd)
-
-    def _read(self, problem: Problem, r: Response) -> Completion: return completion_of(problem, r, str(self.prompt))
+        requests = (note(i, Request(self.name, tuple(self.prompt.messages(problem, **more)), self.sampling))
+                    for i, (problem, more) in enumerate(zip(problems, texts or repeat({}), strict=False)))
+        then = next_sample if accept and self.samples > 1 else None
+        totals = (ask_batch(self.endpoint, requests, self.store, self.batch, then, self.budget_usd) if self.batch else
+                  ask(self.endpoint, requests, self.store, then, self.budget_usd, total=len(problems)))
+        if totals.pending:
+            raise InputError(f"{totals.pending} answers of {self.name} are with a batch that has not ended: name its "
+                             "role in `batch` again and rerun.")
+        for problem, key in zip(problems, last, strict=True):
+            yield completion_of(problem, self.store.get(key), str(self.prompt))
 
 # %% ../../nbs/traces/35_teachers.ipynb #08666c97
 @dataclass
@@ -300,24 +264,21 @@ class PublishedTeacher:
     def answer(self, problems, texts=None, accept=None) -> Iterator[Completion]:
         keys = {p.id: [] for p in problems}
         responses = self._responses(keys)
-        while some := list(islice(responses, 256)): self.store.put(some)
-        for problem in problems: yield self._first(problem, keys[problem.id], accept)
+        while chunk := list(islice(responses, 256)): self.store.put(chunk)
+        for problem in problems:
+            completion = Completion(problem.id, "", "", "published", status="absent")
+            for response in map(self.store.get, keys[problem.id]):
+                completion = completion_of(problem, response, response.model) # published/ and whose trace it is
+                if accept is None or accept(problem, completion): break
+            yield completion
 
     def _responses(self, keys: dict[str, list[str]]) -> Iterator[Response]:
         "The traces of these problems, their keys being noted"
-        from smoltraces.traces.published import published_traces
         for problem_id, trace, response, model in published_traces(self.corpora, keys, self.offline, self.root):
             words = [{"role": "user", "content": problem_id}, {"role": "assistant", "content": trace + response}]
             key = Request(f"published/{model}", tuple(words), {}, len(keys[problem_id])).key
             keys[problem_id].append(key)
             yield Response(key, f"published/{model}", "ok", trace, response, "stop")
-
-    def _first(self, problem: Problem, keys: list[str], accept) -> Completion:
-        completion = Completion(problem.id, "", "", "published", status="absent")
-        for response in map(self.store.get, keys):
-            completion = completion_of(problem, response, response.model) # published/ and whose trace it is
-            if accept is None or accept(problem, completion): break
-        return completion
 
 # %% ../../nbs/traces/35_teachers.ipynb #fe973dcf
 ROLES = {"ST": ("rlm", PLAIN), "ST-HC": ("lm", HARD_CODED), "SBS": ("lm", STEP_BY_STEP),
@@ -329,8 +290,8 @@ def is_model(name: str) -> bool:
     return name != "published" and not name.startswith("embedded/")
 
 
-def model_variants(cfg: Settings) -> dict[str, tuple[str, Prompt]]: # With role and prompt
-    "The variants that a model writes"
+def model_variants(cfg: Settings) -> dict[str, tuple[str, Prompt]]:
+    "The variants that a model writes, each with its role and prompt"
     return {v: role for v, role in ROLES.items() if v in cfg.variants and is_model(getattr(cfg, f"teacher_{role[0]}"))}
 
 
@@ -345,21 +306,14 @@ def open_store(cfg: Settings) -> Store | None:
 def sampling_of(cfg: Settings) -> dict: return {"temperature": cfg.temperature, "max_tokens": cfg.teacher_max_tokens}
 
 # %% ../../nbs/traces/35_teachers.ipynb #a62c0c66
-def _prices(cfg: Settings) -> dict[str, tuple[float, float]]: # By model: dollars per million tokens, in and out
-    prices = {}
-    for entry in cfg.prices:
-        try:
-            model, price_in, price_out = entry.split()[:3]
-            prices[model] = float(price_in), float(price_out)
-        except ValueError:
-            raise InputError(f"prices has {entry!r}: write MODEL INPUT OUTPUT, in dollars per million "
-                             "tokens.") from None
-    return prices
-
-
 def _endpoint(cfg: Settings, model: str, url: str, key_name: str, setting: str) -> Endpoint:
+    try: prices = {name: (float(price_in), float(price_out)) for name, price_in, price_out, *_ in
+                   map(str.split, cfg.prices)}
+    except ValueError:
+        raise InputError(f"prices = {', '.join(cfg.prices)}: write MODEL INPUT OUTPUT for each model, in dollars per "
+                         "million tokens.") from None
     is_local = urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-    price = _prices(cfg).get(model, (0.0, 0.0) if is_local else None)
+    price = prices.get(model, (0.0, 0.0) if is_local else None)
     if price is None:
         raise InputError(f"prices has nothing on {model} ({setting}): add '{model} INPUT OUTPUT', in dollars per "
                          "million tokens, or '0 0' where it costs nothing.")
@@ -367,19 +321,13 @@ def _endpoint(cfg: Settings, model: str, url: str, key_name: str, setting: str) 
                     timeout=cfg.timeout)
 
 
-def endpoint_of(
-    cfg: Settings,
-    role: str, # rlm, lm or wrong
-) -> Endpoint: # Raises InputError where the price of a model elsewhere is not known
-    "The endpoint of a teacher, with its price"
+def endpoint_of(cfg: Settings, role: str) -> Endpoint:
+    "The endpoint of the teacher rlm, lm or wrong; raises InputError where the price of a model elsewhere is not known"
     return _endpoint(cfg, *(getattr(cfg, f"teacher_{role}{part}") for part in ("", "_url", "_key")), f"teacher_{role}")
 
 
-def student_endpoint(
-    cfg: Settings,
-    student: str, # The model's name at `cfg.student_url`
-) -> Endpoint: # Raises InputError as `endpoint_of`
-    "The endpoint of a student that is evaluated behind one"
+def student_endpoint(cfg: Settings, student: str) -> Endpoint:
+    "The endpoint of a student that is evaluated behind `cfg.student_url`; raises InputError as `endpoint_of`"
     return _endpoint(cfg, student, cfg.student_url, cfg.student_key, "students")
 
 
@@ -387,7 +335,7 @@ def teacher_of(
     cfg: Settings,
     variant: str, # Any but ST-NT
     store: Store | None = None, # As `open_store` gives it
-) -> Teacher:
+) -> EmbeddedTeacher | ModelTeacher | PublishedTeacher:
     "Who writes a variant"
     role, template = ROLES[variant]
     name = getattr(cfg, f"teacher_{role}")
@@ -435,12 +383,8 @@ def bill(
     return estimates
 
 
-def confirm(
-    cfg: Settings,
-    due: dict[str, Estimate], # What costs something, by what it is for
-    who: str, # Will cost it
-) -> None: # Raises Unconfirmed where nobody agrees
-    "Show the costs, if there are any, and wait for a yes"
+def confirm(cfg: Settings, due: dict[str, Estimate], who: str): # Raises Unconfirmed where nobody agrees
+    "Show what `who` will cost, if anything is due, and wait for a yes"
     if not due or not cfg.confirm: return
     parts = "; ".join(f"{v}, {e.requests:,} answers of {e.model}: ${e.usd:,.2f}" for v, e in due.items())
     cap = f"never more than budget_usd = {cfg.budget_usd:g}" if cfg.budget_usd else "budget_usd sets no cap"
