@@ -31,7 +31,6 @@ from smoltraces.running.execute import (
     StageError,
     cores,
     execute,
-    gpus,
     hardware,
     hold,
     now,
@@ -39,6 +38,7 @@ from smoltraces.running.execute import (
 )
 from .stages import Hashes, Stage, plan, record_path, records, why_stale
 from ..settings import InputError, Settings, load_env, needs
+from ..students.memory import available, cards
 from ..students.models import locate
 from ..traces.store import glance
 
@@ -148,8 +148,8 @@ class Threads:
         self.cfg, self.overrides, self.need_of, self.source = cfg, overrides, need_of, origin(cfg)
         self.limit = cfg.jobs or len(need_of)
         cpus = max(cores(), cfg.jobs * (cfg.threads or 1)) # jobs may ask for more than there are
-        self.devices = gpus()
-        self.resources = Resources(cpus, _free_memory(), tuple(gb for _, gb in self.devices))
+        self.devices = cards()
+        self.resources = Resources(cpus, _free_memory(), tuple(card.gb for card in self.devices))
         self.pool = ThreadPoolExecutor(max(1, min(self.limit, 256)))
         self.futures: dict[Future, tuple[Stage, Kernel]] = {}
         self.stopping = False
@@ -293,7 +293,7 @@ class RayTasks:
         if len(self.tasks) >= self.limit: return False
         environment = {k: v for k, v in os.environ.items() if k.startswith("SMOLTRACES_") or k == "PYTHONHASHSEED"}
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") # Ray sets one of its own
-        smallest = min((gb for _, gb in gpus()), default=24.0) # of the smallest that is common where none is here
+        smallest = min((card.gb for card in cards()), default=24.0) # of the smallest that is common where none is here
         options = ray_options(self.need_of[stage.name], stage, self.nodes, smallest)
         task = self.task.options(**options).remote(self.cfg, stage, self.overrides, environment, self.source)
         self.tasks[task] = stage
@@ -567,7 +567,7 @@ def reproduce(
     os.environ.setdefault("PYTHONHASHSEED", "0")
     record_of, start, began = records(cfg), time.monotonic(), now()
     estimate_of = estimates(cfg, stages, record_of)
-    need_of = {s.name: need(cfg, s, estimate_of[s.name], len(gpus())) for s in stages}
+    need_of = {s.name: need(cfg, s, estimate_of[s.name], len(cards())) for s in stages}
     executor = _executor(engine, cfg, overrides, need_of, address)
     progress = Progress(cfg, stages, {n: e.seconds for n, e in estimate_of.items()}, _side_by_side(need_of, cfg))
     run = Run(cfg, stages, executor, progress, max_failures, record_of)
