@@ -57,8 +57,11 @@ def git(
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0101
 def cores() -> int:
-    "CPU cores that this process may use"
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    "CPU cores that this process may use, by its affinity and by a container's limit"
+    n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try: quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+    except (OSError, ValueError): return n # no limit
+    return max(1, min(n, round(quota / period)))
 
 
 def _cpu() -> str:
