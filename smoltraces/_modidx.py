@@ -1271,8 +1271,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'smoltraces.running.run.Resources': ('running/run.html#resources', 'smoltraces/running/run.py'),
                                         'smoltraces.running.run.Resources.__init__': ( 'running/run.html#resources.__init__',
                                                                                        'smoltraces/running/run.py'),
-                                        'smoltraces.running.run.Resources._devices': ( 'running/run.html#resources._devices',
-                                                                                       'smoltraces/running/run.py'),
                                         'smoltraces.running.run.Resources.release': ( 'running/run.html#resources.release',
                                                                                       'smoltraces/running/run.py'),
                                         'smoltraces.running.run.Resources.take': ( 'running/run.html#resources.take',

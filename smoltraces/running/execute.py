@@ -55,7 +55,7 @@ def git(
     changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", cwd=root)
     return None if commit is None or changed is None else {"commit": commit, "dirty": bool(changed)}
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0101
+
 def cores() -> int:
     "CPU cores that this process may use, by its affinity and by a container's limit"
     n = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -85,9 +85,7 @@ def now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def origin(
-    cfg: Settings,
-) -> dict: # git, lock, machine, versions
+def origin(cfg: Settings) -> dict: # git, lock, machine, versions
     "What a record says of where its result comes from"
     lock = cfg.root / "requirements.lock"
     return {"git": git(cfg.root), "lock": sha256(lock) if lock.is_file() else None, "machine": hardware(),
@@ -112,7 +110,7 @@ class Held(Exception):
         super().__init__(f"held by {holder}")
         self.holder = holder
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0105
+
 def _holder(note: Path, at: float) -> Holder | None: # None: it says nothing, or had no heartbeat for long
     try:
         fields = read_json(note)
@@ -178,7 +176,7 @@ def log_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("runs", f"{st
 def growing_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("runs", f"{stage.name}.running.ipynb")
 def executed_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("notebooks", f"{stage.name}.ipynb")
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0108
+
 def _failure(cfg: Settings, stage: Stage, overrides: dict, kind: str, why: str, cell: int | None, began: str,
              seconds: float) -> StageError:
     "The error to raise; what is known of it is kept beside the records"
@@ -249,7 +247,7 @@ def _drain(log: Log) -> int: # A file descriptor to write to
     threading.Thread(target=copy, daemon=True).start()
     return into
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0112
+
 @dataclass
 class Kernel:
     "The process in which a notebook runs"
@@ -334,10 +332,7 @@ def _explain(error: BaseException, kernel: Kernel) -> tuple[str, str, int | None
     return name, words if isinstance(error, InputError) or name in _bad_input else f"{name}: {words}", cell
 
 # %% ../../nbs/running/72_execute.ipynb #7dd4098b
-def clear(
-    cfg: Settings,
-    stage: Stage,
-) -> None:
+def clear(cfg: Settings, stage: Stage) -> None:
     "Remove what a killed run of this stage left half-written, but for checkpoints"
     notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage)
     for path in (*map(cfg.path, stage.outputs), *notes):
@@ -357,7 +352,7 @@ def _cost(cfg: Settings, stage: Stage) -> float:
     else: return 0.0
     return round(sum(each.get("cost_usd") or 0 for each in facts), 6)
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0116
+
 def execute(
     cfg: Settings,
     stage: Stage,

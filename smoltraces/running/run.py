@@ -22,19 +22,7 @@ from typing import NamedTuple, Protocol
 
 from ..files import read_json, scrub, sha256, why_not, write_json
 from .estimate import Estimate, estimates, side_by_side
-from smoltraces.running.execute import (
-    STOPPED,
-    Held,
-    Holder,
-    Kernel,
-    StageError,
-    cores,
-    execute,
-    hardware,
-    hold,
-    now,
-    origin,
-)
+from .execute import STOPPED, Held, Kernel, StageError, cores, execute, hardware, hold, now, origin
 from .stages import Hashes, Stage, plan, record_path, records, why_stale
 from ..settings import InputError, Settings, load_env, needs
 from ..students.memory import available, cards
@@ -46,7 +34,7 @@ class Outcome(NamedTuple):
     "How an attempt at a stage ended, where it did not raise"
     state: str # ran, done (by another run), or held (another run is at it)
     record: dict | None = None
-    holder: Holder | None = None
+    holder: str = "" # Who is at it
 
 
 def _failed(cfg: Settings, stage: Stage, kind: str, why: str, verb: str = "failed") -> StageError:
@@ -67,7 +55,7 @@ def attempt(
             except InputError: record = None
             if why_stale(cfg, stage, record) is None: return Outcome("done", record)
             return Outcome("ran", execute(cfg, stage, overrides, **how))
-    except Held as e: return Outcome("held", holder=e.holder)
+    except Held as e: return Outcome("held", holder=str(e.holder))
     except (InputError, OSError) as e: # as where the disk takes not even a lock
         kind = "InputError" if isinstance(e, InputError) else type(e).__name__
         why = str(e) if kind == "InputError" else why_not(e, record_path(cfg, stage)) or f"{kind}: {e}"
@@ -97,7 +85,7 @@ def need(
     processes = own.processes if training and not n else 1
     return Need((own.threads or cores()) * max(1, processes), estimate.ram_gb or 4.0, n, estimate.gpu_gb or math.inf)
 
-# %% ../../nbs/running/74_run.ipynb #7a1c0202
+
 class Resources:
     "Cores, memory and GPUs of this machine, taken and given back"
     def __init__(self, cpus: float, ram_gb: float, devices: tuple[float, ...] = ()): # GB of each GPU
@@ -105,23 +93,16 @@ class Resources:
         self.gpus, self.shares = list(devices), {} # GB that are free on each GPU; by stage: its need and GB by GPU
 
     def take(self, name: str, need: Need) -> list[int] | None: # The GPUs' numbers; None: not enough is free now
-        "Take what a stage needs; the first of all is given what there is"
-        chosen = self._devices(need)
-        if chosen is None: return None
-        if self.shares and (self.cpus < need.cpus or self.ram_gb < need.ram_gb): return None
-        share = {i: self.gpus[i] if need.gpus > 1 else min(need.gpu_gb, self.gpus[i]) for i in chosen}
-        for i, gb in share.items(): self.gpus[i] -= gb
+        "Take what a stage needs, of GPUs one in part or several whole; the first of all is given what there is"
+        want = [size if need.gpus > 1 else min(need.gpu_gb, size) for size in self.sizes]
+        able = [i for i, free in enumerate(self.gpus) if free >= want[i]]
+        chosen = sorted(able, key=lambda i: -self.gpus[i])[:need.gpus] # the emptiest
+        lacking = len(chosen) < need.gpus or self.cpus < need.cpus or self.ram_gb < need.ram_gb
+        if lacking and self.shares: return None
+        for i in chosen: self.gpus[i] -= want[i]
         self.cpus, self.ram_gb = self.cpus - need.cpus, self.ram_gb - need.ram_gb
-        self.shares[name] = need, share
+        self.shares[name] = need, {i: want[i] for i in chosen}
         return chosen
-
-    def _devices(self, need: Need) -> list[int] | None:
-        "The emptiest GPUs that are free enough: one in part, or several whole"
-        if not need.gpus: return []
-        emptiest = sorted(range(len(self.gpus)), key=lambda i: -self.gpus[i])
-        fit = [i for i in emptiest if self.gpus[i] >= (self.sizes[i] if need.gpus > 1 else need.gpu_gb)]
-        if len(fit) >= need.gpus: return fit[:need.gpus]
-        return None if self.shares else emptiest[:need.gpus] or None
 
     def release(self, name: str):
         "Give back what a stage took"
@@ -319,9 +300,7 @@ class RayTasks:
         if self.own: self.ray.shutdown()
 
 # %% ../../nbs/running/74_run.ipynb #7a1c0209
-def clock(
-    seconds: float,
-) -> str:
+def clock(seconds: float) -> str:
     "Hours, minutes and seconds, and days where there are any"
     days, rest = divmod(int(seconds), 86_400)
     return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))

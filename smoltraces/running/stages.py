@@ -79,13 +79,11 @@ def _answering(cfg: Settings, student: str, variant: str, seeds: Iterable[int], 
         stages.append(Stage("4_evaluate", answer, ("problems.parquet", *files, *weights), outputs, which))
     return stages
 
-# %% ../../nbs/running/71_stages.ipynb #0c1b8f16
+
 TEACHER = ("Base", "HC") # the teacher with the benchmark's own prompt, and with the hard-coded one
 
 
-def plan(
-    cfg: Settings,
-) -> list[Stage]: # In an order in which they can run one after another
+def plan(cfg: Settings) -> list[Stage]: # In an order in which they can run one after another
     "Every stage of a replay"
     data, style = [f"data/{v}.parquet" for v in cfg.variants], [f"style/{v}.parquet" for v in cfg.variants]
     stages = [Stage("1_build_data", _values(cfg, _data), (),
@@ -134,9 +132,7 @@ def _without_parameters(notebook: Path) -> tuple[str, dict[str, None]]: # Code; 
     return "\n".join(code), resets
 
 
-def reset_parameters(
-    notebook: Path,
-) -> dict[str, None]: # As papermill parameters
+def reset_parameters(notebook: Path) -> dict[str, None]: # As papermill parameters
     "Settings that somebody has set in a notebook's parameters cell, to be reset so that those of the run hold"
     with _parser: return _without_parameters(notebook)[1]
 
@@ -226,26 +222,19 @@ def _closure(notebook: Path) -> tuple[str, dict[str, str]]: # The notebook's cod
     return code, dict(sorted(hashes.items()))
 
 
-def dependencies(
-    notebook: Path,
-) -> list[str]: # Relative to the package's folder, sorted, e.g. style/lexicon.toml
+def dependencies(notebook: Path) -> list[str]: # Relative to the package's folder, sorted, e.g. style/lexicon.toml
     "Files of the package that an experiment notebook depends on"
     with _parser: return list(_closure(notebook)[1])
 
 
 @lru_cache
-def code_hash(
-    notebook: Path,
-) -> str: # Raises InputError where a cell holds no Python
+def code_hash(notebook: Path) -> str: # Raises InputError where a cell holds no Python
     "Hash of a notebook's code and of the files that it depends on; `code_hash.cache_clear()` after an edit"
     with _parser: code, hashes = _closure(notebook)
     return hashlib.sha256(json.dumps([code, hashes]).encode()).hexdigest()
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f26
-def notebook_of(
-    cfg: Settings,
-    stage: Stage,
-) -> Path: # Raises InputError where it is missing
+def notebook_of(cfg: Settings, stage: Stage) -> Path: # Raises InputError where it is missing
     "The notebook that a stage executes"
     path = cfg.root / "nbs" / "experiments" / f"{stage.notebook}.ipynb"
     if path.is_file(): return path
@@ -289,9 +278,7 @@ class Hashes:
 def record_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("runs", f"{stage.name}.json")
 
 
-def records(
-    cfg: Settings,
-) -> dict[str, dict]: # By the stage's name; a broken record counts as none
+def records(cfg: Settings) -> dict[str, dict]: # By the stage's name; a broken record counts as none
     "What finished stages left"
     record_of = {}
     for path in cfg.path("runs").glob("[!.]*.json"):
