@@ -295,8 +295,7 @@ def check_students(cfg: Settings, gpus: tuple[Card, ...]) -> list[Check]:
     return checks
 
 # %% ../../nbs/running/79_doctor.ipynb #64414881
-def usable() -> tuple[Card, ...]:
-    "The GPUs that the installed torch can use"
+def usable() -> tuple[Card, ...]: # The GPUs that the installed torch can use
     return () if versions("torch").get("torch", "").endswith("+cpu") else cards()
 
 

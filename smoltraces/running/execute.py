@@ -39,21 +39,15 @@ PACKAGES = ("smoltraces", "torch", "transformers", "trl", "peft", "unsloth", "da
             "reasoning-gym", "openai", "papermill", "ray", "vllm")
 
 
-def _output_of(*command: str, cwd: Path | None = None) -> str | None:
-    "What a command prints; None where it is not there or fails"
-    if shutil.which(command[0]) is None: return None
-    try: done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return None
-    return done.stdout.strip() if done.returncode == 0 else None
-
-
 def git(
     root: Path, # The project's folder
 ) -> dict | None: # commit, dirty; None outside a repository
     "The commit that is checked out, and whether a file that git follows differs from it"
-    commit = _output_of("git", "rev-parse", "HEAD", cwd=root)
-    changed = _output_of("git", "status", "--porcelain", "--untracked-files=no", "--", ".", cwd=root)
-    return None if commit is None or changed is None else {"commit": commit, "dirty": bool(changed)}
+    questions = ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", ".")
+    try: commit, changed = (subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20,
+                                           check=True).stdout.strip() for words in questions)
+    except (OSError, subprocess.SubprocessError): return None
+    return {"commit": commit, "dirty": bool(changed)}
 
 
 def cores() -> int:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RETRIES', 'Outcome', 'attempt', 'Need', 'need', 'Resources', 'Executor', 'Threads', 'work', 'ray_options', 'RayTasks',
-           'clock', 'Progress', 'Run', 'chosen', 'reproduce']
+           'Progress', 'Run', 'chosen', 'reproduce']
 
 # %% ../../nbs/running/74_run.ipynb #f5c4e77d
 import contextlib
@@ -21,7 +21,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple, Protocol
 
 from ..files import read_json, scrub, sha256, why_not, write_json
-from .estimate import Estimate, estimates, side_by_side
+from .estimate import Estimate, duration, estimates, side_by_side
 from .execute import STOPPED, Held, Kernel, StageError, cores, execute, hardware, hold, now, origin
 from .stages import Hashes, Stage, plan, record_path, records, why_stale
 from ..settings import InputError, Settings, load_env, needs
@@ -136,8 +136,7 @@ class Threads:
 
     def submit(self, stage: Stage) -> bool:
         if len(self.futures) >= self.limit: return False
-        devices = self.resources.take(stage.name, self.need_of[stage.name])
-        if devices is None: return False
+        if (devices := self.resources.take(stage.name, self.need_of[stage.name])) is None: return False
         kernel = Kernel()
         future = self.pool.submit(attempt, self.cfg, stage, self.overrides, kernel=kernel, source=self.source,
                                   environment=self._environment(devices))
@@ -174,7 +173,6 @@ class Threads:
 
 # %% ../../nbs/running/74_run.ipynb #34ca9456
 RETRIES = 3 # times that a stage begins again after its worker was lost
-_POLL = 2.0 # seconds until a worker hears that it is to stop
 
 
 def _stop_flag() -> bool:
@@ -185,7 +183,7 @@ def _stop_flag() -> bool:
 
 
 def _watch_stop_flag(kernel: Kernel):
-    while not kernel.ended.wait(_POLL):
+    while not kernel.ended.wait(2):
         with contextlib.suppress(Exception): # the driver is gone, and this worker soon too; or busy
             if _stop_flag(): return kernel.stop(STOPPED)
 
@@ -299,12 +297,6 @@ class RayTasks:
     def close(self):
         if self.own: self.ray.shutdown()
 
-# %% ../../nbs/running/74_run.ipynb #7a1c0209
-def clock(seconds: float) -> str:
-    "Hours, minutes and seconds, and days where there are any"
-    days, rest = divmod(int(seconds), 86_400)
-    return (f"{days} d " if days else "") + time.strftime("%H:%M:%S", time.gmtime(rest))
-
 # %% ../../nbs/running/74_run.ipynb #c5238418
 class Progress:
     "A line that shows what runs, what is done, elapsed and remaining time"
@@ -332,7 +324,7 @@ class Progress:
         "Time until the end, where each stage that is left has been measured"
         if None in self.seconds.values(): return "time left: unknown"
         spent = sum(min(time.monotonic() - at, 0.95 * self.seconds[name]) for name, at in self.starts.items())
-        return f"about {clock((sum(self.seconds.values()) - spent) / self.side_by_side)} left"
+        return f"about {duration((sum(self.seconds.values()) - spent) / self.side_by_side)} left"
 
     def refresh(self, running: list[Stage]):
         asking = any(stage.notebook == "1_build_data" for stage in running)

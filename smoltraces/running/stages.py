@@ -152,22 +152,14 @@ def _module_file(
 def _source(file: str) -> str: return (PACKAGE / file).read_text(encoding="utf-8")
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-
-
-def _provider(
-    module: str, # A module of this package, or a room
-    name: str, # What is imported from it
-) -> str | None: # A file
+def _provider(node: ast.ImportFrom, name: str, package: str) -> str | None: # A file
     "Where an import leads to: a module, or, through a room's face, the module that the face takes the name from"
-    file = _module_file(f"{module}.{name}") or _module_file(module)
-    if file is None or not file.endswith("__init__.py") or _module_file(f"{module}.{name}"): return file
-    for node in ast.walk(ast.parse(_source(file))):
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
-            if name == (alias.asname or alias.name):
-                return _provider(_absolute(node, module), alias.name)
-    return file
+    module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    file = _module_file(f"{module}.{name}")
+    if file or not (face := _module_file(module)) or not face.endswith("__init__.py"): return file or face
+    imports = [each for each in ast.walk(ast.parse(_source(face))) if isinstance(each, ast.ImportFrom)]
+    sources = ((each, alias.name) for each in imports for alias in each.names if name == (alias.asname or alias.name))
+    return next((_provider(*source, module) for source in sources), face)
 
 
 def _data_files() -> list[str]:
@@ -192,7 +184,7 @@ def _references(tree: ast.AST, package: str, folder: str, data: list[str]) -> se
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): files |= {_module_file(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            files |= {_provider(_absolute(node, package), alias.name) for alias in node.names}
+            files |= {_provider(node, alias.name, package) for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 100:
             files |= _files_named(node.value, folder, data)
     return files - {None}
