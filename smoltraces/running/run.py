@@ -322,6 +322,7 @@ class Progress:
 
     def left(self) -> str:
         "Time until the end, where each stage that is left has been measured"
+        if not self.seconds: return ""
         if None in self.seconds.values(): return "time left: unknown"
         spent = sum(min(time.monotonic() - at, 0.95 * self.seconds[name]) for name, at in self.starts.items())
         return f"about {duration((sum(self.seconds.values()) - spent) / self.side_by_side)} left"
