@@ -11,11 +11,11 @@ import ast
 import hashlib
 import importlib.util
 import json
-import os
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -79,13 +79,11 @@ def _answering(cfg: Settings, student: str, variant: str, seeds: Iterable[int], 
         stages.append(Stage("4_evaluate", answer, ("problems.parquet", *files, *weights), outputs, which))
     return stages
 
-# %% ../../nbs/running/71_stages.ipynb #0c1b8f16
+
 TEACHER = ("Base", "HC") # the teacher with the benchmark's own prompt, and with the hard-coded one
 
 
-def plan(
-    cfg: Settings,
-) -> list[Stage]: # In an order in which they can run one after another
+def plan(cfg: Settings) -> list[Stage]: # In an order in which they can run one after another
     "Every stage of a replay"
     data, style = [f"data/{v}.parquet" for v in cfg.variants], [f"style/{v}.parquet" for v in cfg.variants]
     stages = [Stage("1_build_data", _values(cfg, _data), (),
@@ -111,46 +109,32 @@ def plan(
 
 # %% ../../nbs/running/71_stages.ipynb #24065781
 _by_the_run = {"profile", "student", "variant", "seed", "of", *Settings.model_fields} # parameters that a run sets
-
-
-def _tree(notebook: Path, cell: dict) -> ast.Module:
-    "A cell's code, IPython's own commands apart"
-    source = re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", "".join(cell["source"]))
-    try: return ast.parse(source)
-    except SyntaxError as e:
-        raise InputError(f"nbs/experiments/{notebook.name} holds no Python in the cell that begins with "
-                         f"{source.strip()[:40]!r} ({e.msg}): mend that.") from None
-
-
-def _targets(node: ast.AST) -> set[str]: return {t.id for t in getattr(node, "targets", ()) if isinstance(t, ast.Name)}
-
-
-def _cells(notebook: Path) -> list[tuple[ast.Module, bool]]: # And whether it is the parameters cell
-    "The code cells, but for asides"
-    cells = [(c, c["metadata"].get("tags", [])) for c in read_json(notebook)["cells"] if c["cell_type"] == "code"]
-    return [(_tree(notebook, c), "parameters" in tags) for c, tags in cells if "aside" not in tags]
-
-
-def _notebook_code(notebook: Path) -> str:
-    "What a notebook does, without the assignments that a run replaces"
-    cells = []
-    for tree, parameters in _cells(notebook):
-        if parameters: tree.body = [node for node in tree.body if not _targets(node) & _by_the_run]
-        cells.append(ast.unparse(tree))
-    return "\n".join(cells)
-
-
-def reset_parameters(
-    notebook: Path,
-) -> dict[str, None]: # As papermill parameters
-    "Settings that somebody has set in a notebook's parameters cell, to be reset so that those of the run hold"
-    keys = Settings.model_fields.keys() - {"profile"}
-    with _parser: cell = next((tree for tree, parameters in _cells(notebook) if parameters), ast.Module([], []))
-    assignments = [n for n in cell.body if not (isinstance(n, ast.Assign) and ast.unparse(n.value) == "None")]
-    return {name: None for node in assignments for name in sorted(_targets(node) & keys)}
-
-
 _parser = threading.Lock() # Python 3.11 cannot parse in two threads at once
+
+
+def _without_parameters(notebook: Path) -> tuple[str, dict[str, None]]: # Code; settings that somebody has set
+    "What a notebook does, asides and the parameters that a run sets apart"
+    code, resets = [], {}
+    for cell in read_json(notebook)["cells"]:
+        tags = cell["metadata"].get("tags", [])
+        if cell["cell_type"] != "code" or "aside" in tags: continue
+        source = re.sub(r"(?m)^(\s*)[%!].*", r"\1pass", "".join(cell["source"])) # IPython's own commands
+        try: tree = ast.parse(source)
+        except SyntaxError as e:
+            raise InputError(f"nbs/experiments/{notebook.name} holds no Python in the cell that begins with "
+                             f"{source.strip()[:40]!r} ({e.msg}): mend that.") from None
+        for node in [node for node in tree.body if "parameters" in tags and isinstance(node, ast.Assign)]:
+            names = _by_the_run & {target.id for target in node.targets if isinstance(target, ast.Name)}
+            if names: tree.body.remove(node)
+            if ast.unparse(node.value) != "None": resets |= dict.fromkeys(names & Settings.model_fields.keys())
+        code.append(ast.unparse(tree))
+    resets.pop("profile", None)
+    return "\n".join(code), resets
+
+
+def reset_parameters(notebook: Path) -> dict[str, None]: # As papermill parameters
+    "Settings that somebody has set in a notebook's parameters cell, to be reset so that those of the run hold"
+    with _parser: return _without_parameters(notebook)[1]
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f18
 PACKAGE = Path(smoltraces.__file__).parent
@@ -168,23 +152,14 @@ def _module_file(
 def _source(file: str) -> str: return (PACKAGE / file).read_text(encoding="utf-8")
 
 
-def _absolute(node: ast.ImportFrom, package: str) -> str:
-    return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-
-
-def _provider(
-    module: str, # A module of this package, or a room
-    name: str, # What is imported from it
-) -> str | None: # A file
+def _provider(node: ast.ImportFrom, name: str, package: str) -> str | None: # A file
     "Where an import leads to: a module, or, through a room's face, the module that the face takes the name from"
-    file = _module_file(f"{module}.{name}") or _module_file(module)
-    if file is None or not file.endswith("__init__.py") or _module_file(f"{module}.{name}"): return file
-    for node in ast.walk(ast.parse(_source(file))):
-        for alias in node.names if isinstance(node, ast.ImportFrom) else ():
-            if name == (alias.asname or alias.name):
-                return _provider(_absolute(node, module), alias.name)
-    room = sorted(p.relative_to(PACKAGE).as_posix() for p in (PACKAGE / file).parent.glob("[!_]*.py"))
-    return next((f for f in room if re.search(rf"__all__ = \[[^]]*'{name}'", _source(f))), file) # where a face is lazy
+    module = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+    file = _module_file(f"{module}.{name}")
+    if file or not (face := _module_file(module)) or not face.endswith("__init__.py"): return file or face
+    imports = [each for each in ast.walk(ast.parse(_source(face))) if isinstance(each, ast.ImportFrom)]
+    sources = ((each, alias.name) for each in imports for alias in each.names if name == (alias.asname or alias.name))
+    return next((_provider(*source, module) for source in sources), face)
 
 
 def _data_files() -> list[str]:
@@ -209,7 +184,7 @@ def _references(tree: ast.AST, package: str, folder: str, data: list[str]) -> se
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): files |= {_module_file(alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            files |= {_provider(_absolute(node, package), alias.name) for alias in node.names}
+            files |= {_provider(node, alias.name, package) for alias in node.names}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and len(node.value) < 100:
             files |= _files_named(node.value, folder, data)
     return files - {None}
@@ -229,7 +204,7 @@ def _parse(file: str, stamp: tuple) -> tuple[str, frozenset[str]]: # `stamp`: of
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f22
 def _closure(notebook: Path) -> tuple[str, dict[str, str]]: # The notebook's code; hashes by file
-    code, hashes = _notebook_code(notebook), {}
+    code, hashes = _without_parameters(notebook)[0], {}
     todo = _references(ast.parse(code), "", "", _data_files())
     while todo:
         file = todo.pop()
@@ -239,26 +214,19 @@ def _closure(notebook: Path) -> tuple[str, dict[str, str]]: # The notebook's cod
     return code, dict(sorted(hashes.items()))
 
 
-def dependencies(
-    notebook: Path,
-) -> list[str]: # Relative to the package's folder, sorted, e.g. style/lexicon.toml
+def dependencies(notebook: Path) -> list[str]: # Relative to the package's folder, sorted, e.g. style/lexicon.toml
     "Files of the package that an experiment notebook depends on"
     with _parser: return list(_closure(notebook)[1])
 
 
 @lru_cache
-def code_hash(
-    notebook: Path,
-) -> str: # Raises InputError where a cell holds no Python
+def code_hash(notebook: Path) -> str: # Raises InputError where a cell holds no Python
     "Hash of a notebook's code and of the files that it depends on; `code_hash.cache_clear()` after an edit"
     with _parser: code, hashes = _closure(notebook)
     return hashlib.sha256(json.dumps([code, hashes]).encode()).hexdigest()
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f26
-def notebook_of(
-    cfg: Settings,
-    stage: Stage,
-) -> Path: # Raises InputError where it is missing
+def notebook_of(cfg: Settings, stage: Stage) -> Path: # Raises InputError where it is missing
     "The notebook that a stage executes"
     path = cfg.root / "nbs" / "experiments" / f"{stage.notebook}.ipynb"
     if path.is_file(): return path
@@ -277,71 +245,49 @@ def input_path(
 class Hashes:
     "SHA-256 of a run's files and folders, remembered between runs in `runs/.hashes.json`"
     def __init__(self, cfg: Settings):
-        self.cfg, self.base, self.file, self.new = cfg, str(cfg.path()), cfg.path("runs", ".hashes.json"), False
+        self.cfg, self.file, self.new = cfg, cfg.path("runs", ".hashes.json"), False
         try: self.memory = read_json(self.file) # by name: what marked that version, and its hash
         except InputError: self.memory = {}
 
     def __call__(self, name: str) -> str: # Raises OSError where it is not there
         "The hash of a file's bytes, or of a folder's names and bytes"
-        if "@" in name and name in self.cfg.benchmarks: return sha256(input_path(self.cfg, name))
-        mark, newest = _mark(path := f"{self.base}/{name}")
+        path = input_path(self.cfg, name)
+        if path.stat() and "@" in name: return sha256(path)
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
+        mark = ";".join(f"{file} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for file, s in stats)
         if (entry := self.memory.get(name)) and entry[0] == mark: return entry[1]
-        digest = sha256(path)
-        if newest < time.time_ns() - 2 * 10**9: self.memory[name], self.new = [mark, digest], True
+        digest, newest = sha256(path), max((s.st_mtime for _, s in stats), default=0)
+        if newest < time.time() - 2: self.memory[name], self.new = [mark, digest], True
         return digest
 
     def save(self):
         "Keep what was hashed; a disk that takes nothing costs time later, no more"
         if not self.new or not self.file.parent.is_dir(): return
-        try: write_json(self.file, self.memory)
-        except (InputError, OSError): pass
-
-
-def _mark(path: str) -> tuple[str, int]:
-    "Size, time and number of a file, or of all files in a folder; and the newest of these times"
-    files, folders = [], [path]
-    for folder in folders:
-        try: entries = sorted(os.scandir(folder), key=lambda e: e.name)
-        except NotADirectoryError:
-            files.append(("", os.stat(path)))
-            break
-        folders += [e.path for e in entries if e.is_dir()]
-        files += [(e.path[len(path):], e.stat()) for e in entries if not e.is_dir()]
-    return (";".join(f"{name} {s.st_size} {s.st_mtime_ns} {s.st_ino}" for name, s in files),
-            max((s.st_mtime_ns for _, s in files), default=0))
+        with suppress(InputError, OSError): write_json(self.file, self.memory)
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f28
-_basis = {"code", "parameters", "settings", "inputs", "outputs"}
-
-
 def record_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("runs", f"{stage.name}.json")
 
 
-def records(
-    cfg: Settings,
-) -> dict[str, dict]: # By the stage's name; a broken record counts as none
+def records(cfg: Settings) -> dict[str, dict]: # By the stage's name; a broken record counts as none
     "What finished stages left"
     record_of = {}
-    for entry in os.scandir(cfg.path("runs")) if cfg.path("runs").is_dir() else ():
-        if not entry.name.endswith(".json") or entry.name.endswith(".failed.json") or entry.name[0] == ".": continue
-        try:
-            with open(entry.path, "rb") as f: record = from_json(f.read()) # a third of json's time, for ten thousand
+    for path in cfg.path("runs").glob("[!.]*.json"):
+        try: record = from_json(path.read_bytes()) # a third of json's time, for ten thousand
         except (OSError, ValueError): continue
-        if isinstance(record, dict) and _basis <= record.keys(): record_of[entry.name.removesuffix(".json")] = record
+        if isinstance(record, dict) and {"code", "parameters", "settings", "inputs", "outputs"} <= record.keys():
+            record_of[path.stem] = record
     return record_of
 
 
 def recorded(
     record_of: dict[str, dict], # What `records` gives
-) -> Callable[[str], str]: # Of a file's or folder's name; raises FileNotFoundError where no record names it
+) -> Callable[[str], str]: # Of a file's or folder's name; raises KeyError where no record names it
     "Hashes as the records have them: of what each stage wrote, and of what came from outside the run"
     hashes = {name: digest for r in record_of.values() for name, digest in r["inputs"].items() if "@" in name}
     for record in record_of.values(): hashes |= record["outputs"]
-
-    def hash_of(name: str) -> str:
-        if name in hashes: return hashes[name]
-        raise FileNotFoundError(name)
-    return hash_of
+    return hashes.__getitem__
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f30
 def basis(
@@ -353,7 +299,7 @@ def basis(
     inputs, lacking, hash_of = {}, "", hash_of or Hashes(cfg)
     for name in stage.inputs:
         try: inputs[name] = hash_of(name)
-        except FileNotFoundError: lacking = lacking or name
+        except (FileNotFoundError, KeyError): lacking = lacking or name
         except OSError as e: raise InputError(f"{name} cannot be read ({e.strerror}): see to that.") from None
     if lacking and not (stage.gathers and inputs):
         raise InputError(f"{lacking} is missing: run the stage that writes it first.")
@@ -385,7 +331,7 @@ def why_stale(
     if record["code"] != now["code"]: return Stale("code", "its code changed")
     for name, digest in record["outputs"].items():
         try: changed = hash_of(name) != digest
-        except OSError: return Stale("output", f"{name} is missing")
+        except (OSError, KeyError): return Stale("output", f"{name} is missing")
         if changed: return Stale("output", f"{name} changed")
     return None
 
@@ -403,8 +349,7 @@ def assess(
     hash_of: Callable[[str], str] | None = None, # Such as `recorded`; None: of the files
 ) -> dict[str, State]: # By the stage's name
     "What is done, what has to run, and why"
-    hashes, states = Hashes(cfg), {}
-    if record_of is None: record_of = records(cfg)
+    hashes, states, record_of = Hashes(cfg), {}, records(cfg) if record_of is None else record_of
     maker = {output: stage for stage in stages for output in stage.outputs}
     for stage in stages:
         before = next((m for i in stage.inputs if (m := maker.get(i)) and states[m.name].state != "done"), None)

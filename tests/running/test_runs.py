@@ -19,6 +19,7 @@ from smoltraces.running.execute import Held, StageError, hold, holders
 from smoltraces.running.run import Need, Resources, Threads
 from smoltraces.running.stages import assess, plan, recorded
 from smoltraces.settings import load_settings
+from smoltraces.students.memory import Card
 
 FEW = ("--variants", "SBS,ST", "--seeds", "0:2")  # 13 stages
 ALL = {"1_build_data", "2_analyse_traces-teachers", "4_evaluate-embedded--random-llama-Base-seed-0",
@@ -305,7 +306,7 @@ def test_a_lock_of_a_lost_machine_is_taken_over(tmp_path):
     folder = light(tmp_path / "p")
     note = runs(folder) / ".locks" / "1_build_data.json"
     note.parent.mkdir(parents=True)
-    note.write_text(json.dumps({"host": "node7", "pid": 7, "machine": "gone", "began": "2030-01-01T00:00:00Z"}))
+    note.write_text(json.dumps({"host": "node7", "pid": 7, "began": "2030-01-01T00:00:00Z"}))
     process = Background(folder, "--only", "1_build")
 
     def told() -> bool:
@@ -329,7 +330,7 @@ def test_a_stop_while_stages_are_handed_out(tmp_path):
 
 def test_the_gpus_that_a_run_may_use(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, GPU-3")
-    monkeypatch.setattr("smoltraces.running.run.gpus", lambda: (("a", 80.0), ("a", 80.0)))
+    monkeypatch.setattr("smoltraces.running.run.cards", lambda: (Card("a", 80.0, 80.0, ""),) * 2)
     given = []
     monkeypatch.setattr("smoltraces.running.run.attempt", lambda *a, environment, **how: given.append(environment))
     cfg = load_settings("smoke", light(tmp_path / "p"), jobs=2)

@@ -102,9 +102,9 @@ def test_what_a_touched_file_makes_stale(package):
 def test_every_way_to_refer_to_a_file(tmp_path, monkeypatch):
     room = tmp_path / "smoltraces" / "room"
     (room / "data").mkdir(parents=True)
-    files = {"__init__.py": "", "deep.py": "", "ground.py": "x = 1", "room/__init__.py": "from .used import name\nfrom "
-             "..deep import x\nfrom .unused import other\n", "room/used.py": "__all__ = ['name']\nname = 1",
-             "room/unused.py": "", "room/lazy.py": "__all__ = ['late',\n 'later']\ndef later(): from ..ground import x",
+    files = {"__init__.py": "", "deep.py": "", "ground.py": "x = 1", "room/used.py": "name = 1", "room/unused.py": "",
+             "room/__init__.py": "from .used import name\nfrom ..deep import x\nfrom .unused import other\n"
+             "from .inner import later\n", "room/inner.py": "def later(): from ..ground import x",
              "room/page.html": "{% extends 'room/base.html' %}", "room/page.css": "", "room/base.html": "",
              "room/data/a.yaml": "", "room/table.toml": "", "room/child.py": "", "room/face.py":
              "from smoltraces.room import name, later\nfrom . import table_of\nread('table.toml')",
