@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from .backends import Backend, Query, Unanswered, backend_of
 from .benchmarks import BENCHMARKS, load_benchmark, opened, revision_of, seal, task_config, unseal
-from ..files import read_json, read_parquet, sha256, write_json, write_parquet
+from ..files import read_json, read_parquet, sha256, write_json, write_parquet, write_text
 from ..paper import ordered
 from ..problems.answers import Verifier, final_answer
 from ..schema import to_problems
@@ -43,42 +43,22 @@ class Journal:
         sealed: bool = False, # Whether outputs must not be readable
     ):
         self.file, self.answers, self.seconds, self.sealed = Path(file), {}, 0.0, sealed # answers by problem and sample
-        header, lines = json.loads(json.dumps(header)), self._lines()
+        header, lines = json.loads(json.dumps(header)), []
+        with contextlib.suppress(ValueError): # from a line on that was torn when the process was killed
+            for line in self.file.read_bytes().splitlines() if self.file.exists() else (): lines.append(json.loads(line))
         if lines and lines[0] != header:
             changes = ", ".join(k for k in {**header, **lines[0]} if header.get(k) != lines[0].get(k))
             print(f"An interrupted evaluation begins anew, since its {changes} changed.")
             lines = []
         for line in lines[1:]: self._take(line)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = open(file, "ab")
-        self._out.truncate(sum(len(_as_line(line)) for line in lines))
-        if not lines: self._write(header)
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines or [header]))
+        self._out = open(file, "a", encoding="utf-8")
         self.begin()
-
-    def _lines(self) -> list[dict]:
-        "The whole lines of the file, up to the first that is torn or strange"
-        lines = []
-        for line in self.file.read_bytes().splitlines(keepends=True) if self.file.exists() else ():
-            try: value = json.loads(line)
-            except ValueError: break
-            if not isinstance(value, dict) or line != _as_line(value): break
-            lines.append(value)
-        return lines
 
     def _take(self, line: dict):
         answer = Answer(unseal(line["output"]), line["n_tokens"], line["truncated"])
         self.answers[line["problem_id"], line["sample"]] = answer
         self.seconds += line["seconds"]
-
-    def _write(self, line: dict):
-        try:
-            self._out.write(_as_line(line))
-            self._out.flush()
-            os.fsync(self._out.fileno())
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-            raise InputError(f"No disk space left for the answers beside {self.file.parent.name}: free some and run "
-                             "again; every answer so far is kept.") from e
 
     def add(self, query: Query, answer: Answer):
         "Keep an answer; it is on the disk when this returns"
@@ -87,7 +67,14 @@ class Journal:
         line = {"problem_id": query.key[0], "sample": query.key[1], **answer._asdict(), "output": output,
                 "seconds": round(now - self._start, 4)}
         self._start = now
-        self._write(line)
+        try:
+            self._out.write(json.dumps(line) + "\n")
+            self._out.flush()
+            os.fsync(self._out.fileno())
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+            raise InputError(f"No disk space left for the answers beside {self.file.parent.name}: free some and run "
+                             "again; every answer so far is kept.") from e
         self._take(line)
 
     def begin(self):
@@ -98,9 +85,6 @@ class Journal:
 
     def __exit__(self, *_):
         with contextlib.suppress(OSError): self._out.close() # the disk is full, which was said already
-
-
-def _as_line(value: dict) -> bytes: return json.dumps(value).encode() + b"\n"
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #5eab6bbd
 @contextlib.contextmanager
@@ -193,9 +177,9 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
     sampling = {"max_new_tokens": cfg.max_new_tokens, "temperature": cfg.eval_temperature, "top_p": cfg.eval_top_p,
                 "samples": cfg.eval_samples, "seed": seed}
     code = _code("evaluation/backends", "students/decoding", "students/models")
-    parts = {"task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling,
-             "code": code, "versions": versions(*backend.versions)}
-    return json.loads(json.dumps(parts))
+    return json.loads(json.dumps({
+        "task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling, "code": code,
+        "versions": versions(*backend.versions)}))
 
 
 def _scorer() -> dict:

@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..files import read_json, write_json
 from ..settings import InputError
+from .decoding import memory_ran_out
 
 # %% ../../nbs/students/43_callbacks.ipynb #91dcac97
 def tokens_per_second(
@@ -181,11 +182,6 @@ def _row_names(batch: dict, names: dict[tuple, str]) -> list[str]:
     return [names[ids] for ids in (tuple(row.tolist()) for row in rows) if ids in names]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 class Guard:
     "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends, where, and what to do"
     def __init__(
@@ -210,7 +206,7 @@ class Guard:
         self.batches.append(batch)
         try: loss = self.training_step(model, inputs, *args, **kwargs)
         except (RuntimeError, MemoryError) as e:
-            if not _is_out_of_memory(e): raise
+            if not memory_ran_out(e): raise
             shape = " × ".join(map(str, inputs["input_ids"].shape))
             raise InputError(f"Memory ran out at step {state.global_step + 1} on a batch of {shape} tokens: "
                              f"{self.advice}. {self._restart()}") from None
