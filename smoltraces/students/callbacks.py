@@ -127,9 +127,8 @@ def log_callback(
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step >= state.max_steps: return
             due = minutes and time.time() - self.last_save > 60 * minutes
-            end = _first_decides(stop(), args)
-            if due or end: control.should_save = True
-            if end: control.should_training_stop = True
+            control.should_training_stop = _first_decides(stop(), args)
+            control.should_save = bool(due) or control.should_training_stop
 
         def on_save(self, args, state, control, **kwargs):
             self.last_save = time.time()
@@ -155,7 +154,7 @@ def _first_decides(stop: bool, args) -> bool:
     torch.distributed.broadcast(answer, src=0)
     return bool(answer.item())
 
-# %% ../../nbs/students/43_callbacks.ipynb #55271888
+
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"

@@ -247,7 +247,7 @@ def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> l
                          f"{max_new_tokens}: set max_new_tokens to {most - longest} at most.")
     return ids
 
-# %% ../../nbs/students/45_decoding.ipynb #5d51b9ae
+
 def answers(
     model, # A transformers causal language model
     tokenizer,

@@ -149,7 +149,7 @@ def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: 
     logits = min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)) # half of what is free, 4 GB at most
     return activations, logits, context
 
-# %% ../../nbs/students/42_memory.ipynb #31dead9f
+
 def estimate(
     s: Shape,
     method: str = "full", # full, lora or qlora
@@ -170,7 +170,7 @@ def estimate(
     weights = _weight_bytes(s, method, size, shards) + 4 * adapter
     gathered = 2 * size * (s.embeddings + 2 * s.parameters // s.layers) if shards > 1 else 0 # from other shards
     if device == "cpu":
-        slack = 1.25 if method == "full" or rows == 1 else 1.7 # what the allocator loses between tensors, measured below
+        slack = 1.25 if method == "full" or rows == 1 else 1.7 # what the allocator loses, measured below
         activations = 4 * slack * s.layers * layer_activations(s, length, rows, masked=rows > 1)
         logits, workspace = 3 * 2**26, GB # chunks of 64 MB; libraries
     else:

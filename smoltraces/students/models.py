@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -61,7 +60,7 @@ def _randomise(pretrained: Path, folder: Path):
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-# %% ../../nbs/students/40_models.ipynb #4858648d
+
 def _is_whole(folder: Path) -> bool:
     "Whether every file has the hash that was noted when the conversion ended"
     try: hashes = read_json(folder / "conversion.json")["sha256"]
@@ -163,14 +162,6 @@ def _hub_adapter(name: str, offline: bool) -> Path | None:
     return None
 
 
-def _base_of(folder: Path) -> str:
-    facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
-    name = facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if name: return name
-    raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
-                     "load_student(…, base=…).")
-
-
 def find_weights(
     student: str | Path, # An embedded name, a hub id, or a folder with whole weights or an adapter
     base: str | None = None, # What an adapter was trained on; by default what its folder says
@@ -185,7 +176,11 @@ def find_weights(
         if not (folder / "adapter_model.safetensors").is_file():
             raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors: save it as safetensors, "
                              "since a file of another kind can run code when it is read.")
-        return locate(base or _base_of(folder), offline), str(folder)
+        facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+        base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
+                                      "load_student(…, base=…).")
+        return locate(base, offline), str(folder)
     if not folder.is_dir(): return locate(name, offline), None
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter "
@@ -216,21 +211,6 @@ def dtype_for(
     if not device.startswith("cuda"): return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
-
-@contextmanager
-def _quiet():
-    "No bar for what takes a second, and no advice that is meant for whoever trains"
-    from transformers.utils import logging as hub
-    bars = hub.is_progress_bar_enabled()
-    hub.disable_progress_bar()
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-            yield
-    finally:
-        if bars: hub.enable_progress_bar()
-
 # %% ../../nbs/students/40_models.ipynb #cf1c80aa
 def _shapes(adapter: Path) -> dict[str, list[int]]:
     "The matrices in an adapter's file, by name"
@@ -247,14 +227,6 @@ def brings_tokens(
 ) -> bool:
     "Whether an adapter holds embeddings besides, since tokens were added"
     return any(".lora_" not in name for name in _shapes(Path(adapter)))
-
-
-def _skeleton(base: str, revision: str | None):
-    "The base without its numbers"
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    config = AutoConfig.from_pretrained(base, revision=revision or "main")
-    with torch.device("meta"): return AutoModelForCausalLM.from_config(config)
 
 
 _lora = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
@@ -285,18 +257,6 @@ def _embedding_shape(skeleton, shapes: dict[str, list[int]]) -> list[int] | None
                 and "lora" not in name and "delta" not in name), default=None)
 
 
-def _vocabulary(place: str, revision: str | None = None) -> tuple[dict[str, int], dict[int, str]]:
-    "What tokenizer.json holds, where there is one: ids of the model's tokens, and the ordinary tokens that were added"
-    from tokenizers import Tokenizer
-    from transformers.utils import cached_file
-    file = cached_file(place, "tokenizer.json", revision=revision or "main",
-                       _raise_exceptions_for_missing_entries=False)
-    if not file: return {}, {}
-    tokenizer = Tokenizer.from_file(file)
-    added = {k: token.content for k, token in tokenizer.get_added_tokens_decoder().items() if not token.special}
-    return tokenizer.get_vocab(with_added_tokens=False), added
-
-
 _spare = 512 # tokens that training may have added, and what rounds their number up
 
 
@@ -306,20 +266,21 @@ def check_adapter(
     revision: str | None = None, # Commit of a base on the hub
 ) -> int: # Rows of the base's embeddings that the adapter needs
     "Refuse an adapter that was not trained on this base: an InputError says what does not fit"
-    folder, skeleton = Path(adapter), _skeleton(base, revision)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    config, folder = AutoConfig.from_pretrained(base, revision=revision or "main"), Path(adapter)
+    with torch.device("meta"): skeleton = AutoModelForCausalLM.from_config(config) # without its numbers
     some_layers = read_json(folder / "adapter_config.json").get("layers_to_transform") is not None
     shapes = _shapes(folder)
     rows, width = skeleton.get_input_embeddings().weight.shape
     own_rows, own_width = _embedding_shape(skeleton, shapes) or (rows, width)
-    (own_ids, added), (ids, _) = _vocabulary(adapter), _vocabulary(base, revision)
+    added = load_tokenizer(base, adapter, revision).added_tokens_decoder
     why = _layer_misfit(skeleton, shapes, some_layers)
     if not why and own_width != width: why = f"its embeddings are {own_width} wide where the base's are {width}"
     if not why and not 0 <= own_rows - rows <= _spare: why = f"it knows {own_rows} tokens where the base knows {rows}"
-    if not why and own_ids and sum(own_ids.get(token) == k for token, k in ids.items()) < 0.99 * len(ids):
-        why = "its tokenizer gives the base's tokens other numbers"
     if why: raise InputError(f"The adapter in {folder.name} does not belong to the base {Path(base).name}: "
                              f"{why}; name the base that it was trained on, or train it again.")
-    if lost := [token for k, token in added.items() if k >= own_rows]:
+    if lost := [token.content for k, token in added.items() if k >= own_rows and not token.special]:
         raise InputError(f"The adapter in {folder.name} brings no embeddings for the tokens that it added "
                          f"({', '.join(lost)}): train it again, or use the merged weights.")
     return own_rows
@@ -346,16 +307,20 @@ def load_model(
     "A student's model, its adapter in place"
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
     device = device or best_device()
     if adapter: needs("peft", "train")
-    with _quiet():
-        rows = check_adapter(base, adapter, revision) if adapter else 0
-        try: model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
-                                                          use_safetensors=True)
-        except SafetensorError:
-            raise InputError(f"The weights in {Path(base).name} are not whole: train or download them again.") from None
-        if adapter:
-            from peft import PeftModel
-            if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
+    disable_progress_bar() # of what takes a second
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
+    rows = check_adapter(base, adapter, revision) if adapter else 0
+    try: model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
+                                                      use_safetensors=True)
+    except SafetensorError:
+        raise InputError(f"The weights in {Path(base).name} are not whole: train or download them again.") from None
+    if adapter:
+        from peft import PeftModel
+        if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
+        with warnings.catch_warnings(): # its advice is meant for whoever trains
+            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
             model = PeftModel.from_pretrained(model, adapter)
-        return model.to(device).eval()
+    return model.to(device).eval()

@@ -202,7 +202,7 @@ def lengths(
     "How long each training row is, from the first token of the prompt to the one that ends the answer"
     return np.array([len(prompt) + len(answer) + 1 for prompt, answer in _tokenised(_checked(rows), tokenizer)])
 
-# %% ../../nbs/students/41_sequences.ipynb #da0b26f6
+
 LIMITS = (512, 1024, 2048, 4096, 8192, 16384)
 
 

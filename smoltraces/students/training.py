@@ -356,7 +356,7 @@ def _memory_advice(cfg: Settings, how: Layout) -> str:
     if cfg.method == "full": return "set method = lora"
     return f"lower max_length = {cfg.max_length}"
 
-# %% ../../nbs/students/44_training.ipynb #733753f1
+
 def _results(log: pd.DataFrame) -> dict:
     last, eval_losses = log.iloc[-1], log["eval_loss"].dropna()
     return {"steps": int(last["step"]), "tokens": int(last["tokens"]), "final_loss": float(last["loss"]),
@@ -473,17 +473,16 @@ def finetune(
     rows: pd.DataFrame, # Trace rows
 ) -> Path: # Folder: weights or adapter (safetensors), tokenizer, log.parquet, training.json, README.md
     "Fine-tune `student` on `rows` and save it whole under `students/<student>/<variant>/seed-<n>`"
-    for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
     if cfg.report_to != "none": _check_curves(cfg)
     if cfg.push_to: token_for(f"{cfg.push_to}/student")
-    prepare(cfg)
+    tokenizer = tokenizer_of(cfg, student)
     folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
     scratch = folder.with_name(f".{folder.name}.checkpoints")
     final = scratch / "final"
     basis = _basis(cfg, student, variant, seed, rows)
     _open_scratch(cfg, scratch, basis)
     train = _launch if layout(cfg).processes > 1 else _train
-    check_fits(cfg, student, _longest(cfg, student, rows))
+    check_fits(cfg, student, _longest(rows, tokenizer))
     progress = Progress(f"{variant}, seed {seed}")
     try: facts = train(cfg, student, variant, seed, rows, scratch, progress)
     finally: progress.close()
@@ -505,7 +504,7 @@ def _check_curves(cfg: Settings):
                          "report_to = none.")
 
 
-def _longest(cfg: Settings, student: str, rows: pd.DataFrame) -> int:
-    "Tokens of the longest row, by the student's tokenizer, which is there long before its weights"
+def _longest(rows: pd.DataFrame, tokenizer) -> int:
+    "Tokens of the longest row"
     characters = rows["question"].str.len() + rows["trace"].fillna("").str.len() + rows["response"].fillna("").str.len()
-    return int(lengths(rows.loc[characters.nlargest(20).index], tokenizer_of(cfg, student)).max())
+    return int(lengths(rows.loc[characters.nlargest(20).index], tokenizer).max())
