@@ -1709,8 +1709,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'smoltraces/students/memory.py')},
             'smoltraces.students.models': { 'smoltraces.students.models._convert': ( 'students/models.html#_convert',
                                                                                      'smoltraces/students/models.py'),
-                                            'smoltraces.students.models._embedding_shape': ( 'students/models.html#_embedding_shape',
-                                                                                             'smoltraces/students/models.py'),
                                             'smoltraces.students.models._fetch_config': ( 'students/models.html#_fetch_config',
                                                                                           'smoltraces/students/models.py'),
                                             'smoltraces.students.models._hub_adapter': ( 'students/models.html#_hub_adapter',

@@ -215,8 +215,7 @@ class Guard:
 
     def _restart(self) -> str:
         checkpoint = last_checkpoint(self.scratch)
-        if checkpoint is None: return "No checkpoint was due yet."
-        return f"The checkpoint of step {_step(checkpoint)} is kept."
+        return f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
 
     def _diverged(self, what: str, step: int, batches: list[dict]):
         rows = list(dict.fromkeys(name for batch in batches for name in _row_names(batch, self.names)))

@@ -249,14 +249,6 @@ def _layer_misfit(skeleton, shapes: dict[str, list[int]], some_layers: bool) -> 
     return f"it has {max(layers) + 1} layers where the base has {depth}"
 
 # %% ../../nbs/students/40_models.ipynb #3cc4abd6
-def _embedding_shape(skeleton, shapes: dict[str, list[int]]) -> list[int] | None:
-    "Rows and columns of the embeddings that an adapter brings along"
-    ends = (skeleton.get_input_embeddings(), skeleton.get_output_embeddings())
-    prefixes = tuple(f"base_model.model.{name}." for name, module in skeleton.named_modules() if module in ends)
-    return max((shape for name, shape in shapes.items() if name.startswith(prefixes) and name.endswith("weight")
-                and "lora" not in name and "delta" not in name), default=None)
-
-
 _spare = 512 # tokens that training may have added, and what rounds their number up
 
 
@@ -273,7 +265,8 @@ def check_adapter(
     some_layers = read_json(folder / "adapter_config.json").get("layers_to_transform") is not None
     shapes = _shapes(folder)
     rows, width = skeleton.get_input_embeddings().weight.shape
-    own_rows, own_width = _embedding_shape(skeleton, shapes) or (rows, width)
+    embeddings = [shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    own_rows, own_width = max(embeddings, default=(rows, width))
     added = load_tokenizer(base, adapter, revision).added_tokens_decoder
     why = _layer_misfit(skeleton, shapes, some_layers)
     if not why and own_width != width: why = f"its embeddings are {own_width} wide where the base's are {width}"
