@@ -133,12 +133,12 @@ plain_worker = training.worker
 
 def waiting_worker(step: int, *job):
     "One of several processes; the first waits at a step, and the others for it, until the stop flag is there"
-    write = training.write_json
+    write, parent = training.write_json, os.getppid()
 
     def write_and_wait(path, value):
         write(path, value)
         if path.name == "rows.json" and len(value["rows"]) == step:
-            while not (path.parent / training.STOP).exists(): time.sleep(0.05)
+            while os.getppid() == parent and not (path.parent / training.STOP).exists(): time.sleep(0.05)
 
     training.write_json = write_and_wait
     plain_worker(*job)

@@ -75,10 +75,10 @@ def chosen(cfg: Settings, student: str): # A pandas Styler: value and reason by 
     "What this run trains `student` with, each value with its reason"
     recipe = recipe_of(student)
     why = "set by hand" if cfg.learning_rate is not None or recipe is None else recipe.origin
-    rows = {"learning_rate": (f"{learning_rate(cfg, student):g}", why),
-            "epochs": (f"{cfg.epochs:g}", "5 in the paper (grade B)"),
+    rows = {"learning_rate": (learning_rate(cfg, student), why),
+            "epochs": (cfg.epochs, "5 in the paper (grade B)"),
             **{key: (getattr(cfg, key), reason) for key, reason in OPEN.items()}}
-    return pd.DataFrame(rows, index=["value", "reason"]).T.style.set_uuid("chosen")
+    return pd.DataFrame(rows, index=["value", "reason"]).T.astype(str).style.set_uuid("chosen")
 
 # %% ../../nbs/students/44_training.ipynb #ecc4ef2f
 class Layout(NamedTuple):
