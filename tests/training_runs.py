@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -127,32 +128,27 @@ def families(folder: Path, cache: Path):
     (folder / "families.json").write_text(json.dumps(results))
 
 
-WAITING = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from training_runs import waiting_worker
-waiting_worker(STEP)
-"""
+plain_worker = training.worker
 
 
-def waiting_worker(step: int):
+def waiting_worker(step: int, *job):
     "One of several processes; the first waits at a step, and the others for it, until the stop flag is there"
-    write = training.write_json
+    write, parent = training.write_json, os.getppid()
 
     def write_and_wait(path, value):
         write(path, value)
         if path.name == "rows.json" and len(value["rows"]) == step:
-            while not (path.parent / training.STOP).exists(): time.sleep(0.05)
+            while os.getppid() == parent and not (path.parent / training.STOP).exists(): time.sleep(0.05)
 
     training.write_json = write_and_wait
-    training.worker()
+    plain_worker(*job)
 
 
 def run(folder: Path, *pairs: str):
     options = dict(pair.split("=") for pair in pairs)
     Interrupts.at = int(options.pop("interrupt", 0))
     training.Progress = Interrupts
-    if step := options.pop("wait", None): training.WORKER = WAITING.replace("STEP", step)
+    if step := options.pop("wait", None): training.worker = partial(waiting_worker, int(step))
     cfg = settings(folder, **options)
     done = training.finetune(cfg, RANDOM, "ST-HC", 0, load_variant(cfg, "ST-HC"))
     (folder / "run.json").write_text(json.dumps(result(done)))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -235,52 +235,39 @@ def load_student(
 ) -> Student: # Raises InputError where there is no such student, or an adapter does not belong to its base
     "A student, ready to be asked"
     for module in ("torch", "transformers"): needs(module, "train")
+    import torch
     from huggingface_hub import is_offline_mode
     device = device or best_device()
-    _check_device(device)
-    whole, adapter = find_weights(student, base, is_offline_mode())
-    name = " / ".join(Path(student).parts[-3:]) if Path(student).is_dir() else str(student)
-    return Student(load_model(whole, adapter, device), load_tokenizer(whole, adapter), name)
-
-
-def _check_device(device: str):
-    import torch
     try: torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"torch finds no device {device!r} on this machine: leave device out, or set it to "
                          f"{best_device()}.") from None
+    whole, adapter = find_weights(student, base, is_offline_mode())
+    name = " / ".join(Path(student).parts[-3:]) if Path(student).is_dir() else str(student)
+    return Student(load_model(whole, adapter, device), load_tokenizer(whole, adapter), name)
 
 # %% ../../nbs/evaluation/53_ask.ipynb #819bc0ff
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     "Replies to the same problems, before and after"
     before: list[Reply]
     after: list[Reply]
 
     @property
-    def table(self) -> pd.DataFrame: # A row a problem
-        "What was answered, and whether it was right"
-        return pd.DataFrame([{
-            "question": b.question, "expected": b.expected, "before": b.answer, "right before": b.correct,
-            "after": a.answer, "right after": a.correct, "tokens before": b.n_tokens, "tokens after": a.n_tokens}
-            for b, a in zip(self.before, self.after, strict=True)])
-
-    @property
     def verdict(self) -> str:
         "How many were right"
-        def right(replies): return sum(bool(r.correct) for r in replies)
+        before, after = (sum(bool(r.correct) for r in replies) for replies in self)
         n = len(self.before)
         if any(r.correct is None for r in self.before): return f"{n} problem{'s' * (n != 1)}, the right answer unknown"
-        return f"Right before: {right(self.before)} of {n}; after: {right(self.after)} of {n}."
+        return f"Right before: {before} of {n}; after: {after} of {n}."
 
     def __repr__(self):
         pairs = [f"{_short(b.question)}\n  before: {b.title}\n  after:  {a.title}"
-                 for b, a in zip(self.before, self.after, strict=True)]
+                 for b, a in zip(*self, strict=True)]
         return "\n".join([self.verdict, *pairs])
 
     def _repr_html_(self):
         pairs = [view([b.row(), a.row()], titles=[f"before · {b.title}", f"after · {a.title}"])
-                 for b, a in zip(self.before, self.after, strict=True)]
+                 for b, a in zip(*self, strict=True)]
         line = '<hr style="border:0;border-top:1px solid #8886;margin:1em 0">'
         return f"<b>{self.verdict}</b>{line}" + line.join(pair._repr_html_() for pair in pairs)
 

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 
 from .benchmarks import opened, prompt, seal, unseal
 from ..files import read_json, sha256
-from ..schema import TEMPLATE, Problem, problem_schema
+from ..schema import Problem, problem_schema
 from ..settings import InputError, Settings, needs, slug
 from ..students import decoding, models
 from ..students.decoding import Answer
+from ..students.sequences import render
 from ..traces import teachers
 from ..traces.client import Endpoint, Estimate, ask
 from ..traces.store import Request, Response, Store
@@ -46,17 +47,14 @@ def answer_seed(
     "The seed of one answer: it depends on neither the batch nor the order"
     return int.from_bytes(hashlib.sha256(f"{seed}-{problem_id}-{sample}".encode()).digest()[:4], "big")
 
-# %% ../../nbs/evaluation/51_backends.ipynb #0d236061
+
 def render_chat(
     tokenizer,
     messages: list[dict[str, str]],
     student: str, # Its name, for the message of an InputError
 ) -> str: # Ready for the answer
     "Chat messages in a student's template"
-    try: return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **TEMPLATE)
-    except Exception as e: # a template is a program, and raises what it likes
-        raise InputError(f"The chat template of {student} does not take a system and a user message "
-                         f"({str(e).splitlines()[0]}): name an instruction-tuned student.") from None
+    return render(tokenizer, messages, student, add_generation_prompt=True)
 
 
 def with_opening(prompt: str, answer: Answer) -> Answer:

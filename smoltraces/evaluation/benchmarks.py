@@ -69,7 +69,7 @@ def _gpqa_diamond(row: dict) -> Problem:
 _shuffle = 0 # seed of the choices' order, the same for every student and run
 _gpqa_columns = ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
-# %% ../../nbs/evaluation/50_benchmarks.ipynb #4efa48f2
+
 @dataclass(frozen=True)
 class Benchmark:
     "A set of problems that students are judged on"

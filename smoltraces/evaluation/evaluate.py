@@ -11,6 +11,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -19,13 +20,14 @@ from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import pandas as pd
 import pyarrow as pa
 
 from .backends import Backend, Query, Unanswered, backend_of
 from .benchmarks import BENCHMARKS, load_benchmark, opened, revision_of, seal, task_config, unseal
-from ..files import read_json, read_parquet, sha256, write_json, write_parquet
+from ..files import read_json, read_parquet, sha256, write_json, write_parquet, write_text
 from ..paper import ordered
 from ..problems.answers import Verifier, final_answer
 from ..schema import to_problems
@@ -43,42 +45,23 @@ class Journal:
         sealed: bool = False, # Whether outputs must not be readable
     ):
         self.file, self.answers, self.seconds, self.sealed = Path(file), {}, 0.0, sealed # answers by problem and sample
-        header, lines = json.loads(json.dumps(header)), self._lines()
+        header, lines = json.loads(json.dumps(header)), []
+        text = self.file.read_bytes() if self.file.exists() else b""
+        with contextlib.suppress(ValueError): # the last line is torn where the process was killed
+            for line in text.splitlines(): lines.append(json.loads(line))
         if lines and lines[0] != header:
             changes = ", ".join(k for k in {**header, **lines[0]} if header.get(k) != lines[0].get(k))
             print(f"An interrupted evaluation begins anew, since its {changes} changed.")
             lines = []
         for line in lines[1:]: self._take(line)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._out = open(file, "ab")
-        self._out.truncate(sum(len(_as_line(line)) for line in lines))
-        if not lines: self._write(header)
+        write_text(self.file, "".join(json.dumps(line) + "\n" for line in lines or [header]))
+        self._out = open(file, "a", encoding="utf-8")
         self.begin()
-
-    def _lines(self) -> list[dict]:
-        "The whole lines of the file, up to the first that is torn or strange"
-        lines = []
-        for line in self.file.read_bytes().splitlines(keepends=True) if self.file.exists() else ():
-            try: value = json.loads(line)
-            except ValueError: break
-            if not isinstance(value, dict) or line != _as_line(value): break
-            lines.append(value)
-        return lines
 
     def _take(self, line: dict):
         answer = Answer(unseal(line["output"]), line["n_tokens"], line["truncated"])
         self.answers[line["problem_id"], line["sample"]] = answer
         self.seconds += line["seconds"]
-
-    def _write(self, line: dict):
-        try:
-            self._out.write(_as_line(line))
-            self._out.flush()
-            os.fsync(self._out.fileno())
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
-            raise InputError(f"No disk space left for the answers beside {self.file.parent.name}: free some and run "
-                             "again; every answer so far is kept.") from e
 
     def add(self, query: Query, answer: Answer):
         "Keep an answer; it is on the disk when this returns"
@@ -87,7 +70,14 @@ class Journal:
         line = {"problem_id": query.key[0], "sample": query.key[1], **answer._asdict(), "output": output,
                 "seconds": round(now - self._start, 4)}
         self._start = now
-        self._write(line)
+        try:
+            self._out.write(json.dumps(line) + "\n")
+            self._out.flush()
+            os.fsync(self._out.fileno())
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+            raise InputError(f"No disk space left for the answers beside {self.file.parent.name}: free some and run "
+                             "again; every answer so far is kept.") from e
         self._take(line)
 
     def begin(self):
@@ -99,26 +89,7 @@ class Journal:
     def __exit__(self, *_):
         with contextlib.suppress(OSError): self._out.close() # the disk is full, which was said already
 
-
-def _as_line(value: dict) -> bytes: return json.dumps(value).encode() + b"\n"
-
 # %% ../../nbs/evaluation/52_evaluate.ipynb #5eab6bbd
-@contextlib.contextmanager
-def _quiet():
-    "Without the harness's bar over prompts and its notes on the task file"
-    import logging
-
-    from lm_eval.api import task
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval")]
-    before, bar = [log.level for log in loggers], task.tqdm
-    for log in loggers: log.setLevel(logging.ERROR)
-    task.tqdm = partial(bar, disable=True)
-    try: yield
-    finally:
-        task.tqdm = bar
-        for log, level in zip(loggers, before, strict=True): log.setLevel(level)
-
-
 def _run_harness(
     config: dict, # As `task_config` gives it
     render: Callable[[list[dict[str, str]]], str], # Chat messages to the prompt that the backend takes
@@ -126,6 +97,7 @@ def _run_harness(
 ) -> dict: # The harness's own scores
     "Have lm-eval ask a task's questions"
     from lm_eval import evaluate as harness  # `simple_evaluate` describes the machine for 5 s, and seeds everything
+    from lm_eval.api import task
     from lm_eval.api.model import LM
     from lm_eval.tasks import TaskManager
 
@@ -145,7 +117,8 @@ def _run_harness(
 
         loglikelihood_rolling = loglikelihood
 
-    with _quiet():
+    for name in ("lm_eval", "lm-eval"): logging.getLogger(name).setLevel(logging.ERROR) # no notes on the task file
+    with mock.patch.object(task, "tqdm", partial(task.tqdm, disable=True)): # nor its bar over prompts
         manager = TaskManager(include_defaults=False) # reading the harness's own 13,000 task files takes 20 s
         results = harness(Model(), manager.load([config]), apply_chat_template=True, bootstrap_iters=0)["results"]
     return results[config["task"]]
@@ -193,9 +166,9 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
     sampling = {"max_new_tokens": cfg.max_new_tokens, "temperature": cfg.eval_temperature, "top_p": cfg.eval_top_p,
                 "samples": cfg.eval_samples, "seed": seed}
     code = _code("evaluation/backends", "students/decoding", "students/models")
-    parts = {"task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling,
-             "code": code, "versions": versions(*backend.versions)}
-    return json.loads(json.dumps(parts))
+    return json.loads(json.dumps({
+        "task": task, "revision": revision_of(rows), "backend": backend.identity(), "sampling": sampling, "code": code,
+        "versions": versions(*backend.versions)}))
 
 
 def _scorer() -> dict:
@@ -211,7 +184,7 @@ def _manifest(file: Path, basis: dict) -> dict | None: # None where there is not
     usable = file.is_file() and manifest.get("basis") == basis and manifest.get("sha256") == sha256(file)
     return manifest if usable else None
 
-# %% ../../nbs/evaluation/52_evaluate.ipynb #576478a2
+
 def _answers(
     backend: Backend,
     queries: list[Query],
@@ -310,15 +283,7 @@ PREDICTION_COLUMNS = prediction_schema.names
 _RUN = ["student", "variant", "seed", "benchmark"]
 
 
-def _of(run: Sequence) -> str: return "The predictions of {}, {}, seed {}, on {}".format(*run)
-
-
-def _check_labels(labels: Sequence[str], column: pd.Series):
-    "An InputError where a label never occurs"
-    for label in labels:
-        if label not in set(column):
-            raise InputError(f"No prediction is of the {column.name} {label!r}: choose from "
-                             f"{', '.join(map(str, column.unique()))}.")
+_of = "The predictions of {}, {}, seed {}, on {}".format
 
 
 def _check_benchmark(rows: pd.DataFrame):
@@ -326,19 +291,19 @@ def _check_benchmark(rows: pd.DataFrame):
     runs = rows.groupby(_RUN, sort=False)
     if (twice := rows.duplicated([*_RUN, "problem_id", "sample"])).any():
         row = rows[twice].iloc[0]
-        raise InputError(f"{_of(row[_RUN])} hold problem {row.problem_id}, sample {row['sample']}, twice: delete that "
+        raise InputError(f"{_of(*row[_RUN])} hold problem {row.problem_id}, sample {row['sample']}, twice: delete that "
                          "file and evaluate again.")
     usual = rows.revision.mode()[0]
     if len(other := rows[rows.revision != usual]):
-        raise InputError(f"{_of(other.iloc[0][_RUN])} are of its revision {other.revision.iloc[0]}, others of {usual}: "
-                         "evaluate all on one of them.")
+        raise InputError(f"{_of(*other.iloc[0][_RUN])} are of its revision {other.revision.iloc[0]}, others of "
+                         f"{usual}: evaluate all on one of them.")
     n, sizes = rows.problem_id.nunique(), runs.problem_id.nunique()
     if (sizes < n).any():
-        raise InputError(f"{_of(sizes.idxmin())} lack {n - sizes.min()} of the {n} problems that others answered: "
+        raise InputError(f"{_of(*sizes.idxmin())} lack {n - sizes.min()} of the {n} problems that others answered: "
                          "evaluate it again.")
     samples = runs.size() / n
     if (other := samples[samples != samples.mode()[0]]).size:
-        raise InputError(f"{_of(other.index[0])} hold {other.iloc[0]:g} answers a problem, others "
+        raise InputError(f"{_of(*other.index[0])} hold {other.iloc[0]:g} answers a problem, others "
                          f"{samples.mode()[0]:g}: evaluate all with one eval_samples.")
 
 
@@ -351,8 +316,10 @@ def check_predictions(
     if lacking := [c for c in PREDICTION_COLUMNS if c not in predictions and c not in ("output", "answer")]:
         raise InputError(f"The predictions lack {', '.join(lacking)}: evaluate again with this version.")
     if predictions.empty: raise InputError("There are no predictions to average: run the stage 4_evaluate first.")
-    _check_labels(variants, predictions.variant)
-    _check_labels(benchmarks, predictions.benchmark)
+    for labels, column in ((variants, predictions.variant), (benchmarks, predictions.benchmark)):
+        if unknown := [label for label in labels if label not in set(column)]:
+            raise InputError(f"No prediction is of the {column.name} {unknown[0]!r}: choose from "
+                             f"{', '.join(map(str, column.unique()))}.")
     for _, rows in predictions.groupby("benchmark", sort=False): _check_benchmark(rows)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #cc15256e
@@ -372,16 +339,12 @@ def prediction_files(
 
 def _read_run(file: Path, run: tuple) -> pd.DataFrame:
     "One file of predictions, which must hold the rows that its path promises"
-    rows, where = read_parquet(file), "/".join(file.parts[-4:])
-    if lacking := [c for c in PREDICTION_COLUMNS if c not in rows]:
-        raise InputError(f"{where} lacks {', '.join(lacking)}, as an older version wrote it: delete it and evaluate "
-                         "again.")
-    if rows.empty: raise InputError(f"{where} holds no predictions: delete it and evaluate again.")
+    rows, where = read_parquet(file, PREDICTION_COLUMNS), "/".join(file.parts[-4:])
+    why = "" if len(rows) else "no predictions"
     for column, label in zip(_RUN, run, strict=True):
-        if len(other := rows[rows[column] != label]):
-            raise InputError(f"{where} holds rows of the {column} {other[column].iloc[0]!r}: delete it and evaluate "
-                             "again.")
-    return rows[PREDICTION_COLUMNS]
+        if len(other := rows[rows[column] != label]): why = f"rows of the {column} {other[column].iloc[0]!r}"
+    if why: raise InputError(f"{where} holds {why}: delete it and evaluate again.")
+    return rows
 
 
 def read_predictions(
@@ -398,7 +361,7 @@ def read_predictions(
     rows.attrs["missing"] = ["{} {} seed {} {}".format(*run) for run, file in files.items() if not file.exists()]
     return rows
 
-# %% ../../nbs/evaluation/52_evaluate.ipynb #c13b81bf
+
 def disputed(
     predictions: pd.DataFrame, # Prediction rows of one benchmark
 ) -> pd.DataFrame: # One row per variant, the paper's order

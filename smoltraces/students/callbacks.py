@@ -21,6 +21,7 @@ import pandas as pd
 
 from ..files import read_json, write_json
 from ..settings import InputError
+from .decoding import memory_ran_out
 
 # %% ../../nbs/students/43_callbacks.ipynb #91dcac97
 def tokens_per_second(
@@ -126,9 +127,8 @@ def log_callback(
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step >= state.max_steps: return
             due = minutes and time.time() - self.last_save > 60 * minutes
-            end = _first_decides(stop(), args)
-            if due or end: control.should_save = True
-            if end: control.should_training_stop = True
+            control.should_training_stop = _first_decides(stop(), args)
+            control.should_save = bool(due) or control.should_training_stop
 
         def on_save(self, args, state, control, **kwargs):
             self.last_save = time.time()
@@ -154,7 +154,7 @@ def _first_decides(stop: bool, args) -> bool:
     torch.distributed.broadcast(answer, src=0)
     return bool(answer.item())
 
-# %% ../../nbs/students/43_callbacks.ipynb #55271888
+
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
@@ -181,11 +181,6 @@ def _row_names(batch: dict, names: dict[tuple, str]) -> list[str]:
     return [names[ids] for ids in (tuple(row.tolist()) for row in rows) if ids in names]
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    import torch
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 class Guard:
     "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends, where, and what to do"
     def __init__(
@@ -210,7 +205,7 @@ class Guard:
         self.batches.append(batch)
         try: loss = self.training_step(model, inputs, *args, **kwargs)
         except (RuntimeError, MemoryError) as e:
-            if not _is_out_of_memory(e): raise
+            if not memory_ran_out(e): raise
             shape = " × ".join(map(str, inputs["input_ids"].shape))
             raise InputError(f"Memory ran out at step {state.global_step + 1} on a batch of {shape} tokens: "
                              f"{self.advice}. {self._restart()}") from None
@@ -220,8 +215,7 @@ class Guard:
 
     def _restart(self) -> str:
         checkpoint = last_checkpoint(self.scratch)
-        if checkpoint is None: return "No checkpoint was due yet."
-        return f"The checkpoint of step {_step(checkpoint)} is kept."
+        return f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
 
     def _diverged(self, what: str, step: int, batches: list[dict]):
         rows = list(dict.fromkeys(name for batch in batches for name in _row_names(batch, self.names)))

@@ -527,7 +527,7 @@ def test_thinking_that_the_template_opened_belongs_to_the_answer(world, tmp_path
     [(_, answer)] = student.answers([Query({"id": "0" * 16}, 0, prompt)])
     assert prompt.endswith("<think>\n") and answer.output.startswith("<think>\n")
     student.tokenizer.chat_template = "{{ raise_exception('only one message') }}"
-    with pytest.raises(InputError, match="does not take a system and a user message .only one"): student.prompt(HELLO)
+    with pytest.raises(InputError, match="does not take a system, a user and .*only one"): student.prompt(HELLO)
 
 
 def test_todays_date_is_in_no_prompt(world, tmp_path):

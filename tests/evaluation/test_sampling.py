@@ -207,7 +207,7 @@ def test_compare(student, tmp_path, capfd):
     assert capfd.readouterr() == ("", "") # no bar, no advice
     assert [r.output for r in found.after] == [r.output for r in load_student(after).answers(PROBLEMS, 10)]
     assert [r.output for r in found.after] != [r.output for r in found.before]
-    assert found.verdict == "Right before: 0 of 3; after: 0 of 3." and list(found.table.expected) == ["5", "42", "B"]
+    assert found.verdict == "Right before: 0 of 3; after: 0 of 3."
     shown = found._repr_html_()
     assert shown.count("before · ") == shown.count("after · ") == 3 and shown.count("Which is odd?") == 1
     assert "the right answer unknown" in repr(compare_answers(student, student, ["1 + 1"], max_new_tokens=2))
@@ -255,10 +255,6 @@ def test_an_adapter_of_another_vocabulary(plain, tmp_path):
     with pytest.raises(InputError, match="knows 49154 tokens where the base knows 40000"):
         load_student(grown, base=tiny(tmp_path / "small", vocab_size=40000))
     other = Path(shutil.copytree(plain, tmp_path / "other"))
-    words = json.loads((other / "tokenizer.json").read_text())
-    words["model"]["vocab"] = {w: k for w, k in zip(words["model"]["vocab"], reversed(range(49152)), strict=False)}
-    (other / "tokenizer.json").write_text(json.dumps(words))
-    with pytest.raises(InputError, match="gives the base's tokens other numbers"): load_student(other)
     shutil.copy(grown / "tokenizer.json", other)
     with pytest.raises(InputError, match="no embeddings for the tokens that it added .<think>, </think>."):
         check_adapter(str(embedded_student(RANDOM)), str(other))

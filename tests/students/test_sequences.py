@@ -285,15 +285,13 @@ def test_show_mask(student, row):
     hostile = {**row, "trace": "Wait, <script>alert('é')</script>\x1b[31m &amp; <b>"}
     mask = show_mask(hostile, tokenizer)
     encoded = encode_row(hostile, tokenizer)
-    assert mask.learnt == sum(label != IGNORED for label in encoded.labels) == len(encoded.labels) - mask.given
+    assert mask.n_learnt == sum(label != IGNORED for label in encoded.labels) == len(encoded.labels) - mask.n_given
     page = mask._repr_html_()
     assert "<script>" not in page and "&lt;script&gt;alert(&#x27;é&#x27;)" in page and "\x1b" not in page + repr(mask)
-    given, learnt = repr(mask).split(f"--- learnt: {mask.learnt:,} tokens\n")
+    given, learnt = repr(mask).split(f"--- learnt: {mask.n_learnt:,} tokens\n")
     assert learnt.startswith("<think>\nWait, ") and learnt.endswith(row["response"].strip() + tokenizer.eos_token)
     assert system(row) in given and row["question"].strip() in given
-    framed = [text for text, _, special in mask.parts if special]
-    assert framed[-1] == tokenizer.eos_token and "".join(text for text, *_ in mask.parts) == tokenizer.decode(
-        encoded.input_ids)
+    assert mask.learnt.endswith(tokenizer.eos_token) and mask.given + mask.learnt == tokenizer.decode(encoded.input_ids)
     assert repr(show_mask(Encoded(*encoded), tokenizer)) == repr(mask)
 
 

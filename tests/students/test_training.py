@@ -130,7 +130,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path):
     rows = tmp_path / "smoke/students/embedded--random-llama/ST-HC/.seed-0.checkpoints/rows.json"
     until(lambda: rows.exists() or process.poll() is not None, 600)
     below = children(process.pid)
-    assert len(below) >= 3  # torchrun and two
+    assert len(below) >= 2
     process.kill()
     process.wait()
     until(lambda: not any(map(alive, below)), 600)
