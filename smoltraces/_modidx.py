@@ -304,8 +304,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'smoltraces/evidence/claims.py'),
                                             'smoltraces.evidence.claims._judge_claim': ( 'evidence/claims.html#_judge_claim',
                                                                                          'smoltraces/evidence/claims.py'),
-                                            'smoltraces.evidence.claims._places': ( 'evidence/claims.html#_places',
-                                                                                    'smoltraces/evidence/claims.py'),
                                             'smoltraces.evidence.claims._published': ( 'evidence/claims.html#_published',
                                                                                        'smoltraces/evidence/claims.py'),
                                             'smoltraces.evidence.claims._style_gap': ( 'evidence/claims.html#_style_gap',
