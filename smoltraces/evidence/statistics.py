@@ -39,7 +39,7 @@ def wilson(
 ) -> tuple[float, float]: # Ends of the 95% interval, 0 to 1
     "Wilson's score interval of a share"
     from statsmodels.stats.proportion import proportion_confint
-    low, high = proportion_confint(right, n, method="wilson")
+    low, high = proportion_confint(right, n, alpha=1 - 0.95, method="wilson")
     return min(float(low), right / n), max(float(high), right / n) # at 0 and at n they miss it by rounding
 
 # %% ../../nbs/evidence/60_statistics.ipynb #9f3c2830
