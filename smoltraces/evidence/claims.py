@@ -65,16 +65,15 @@ _style_columns = ["student", "variant", "seed", "benchmark", "id", "style_score"
 _gap_columns = ["student", "benchmark", "variant", "reference", "n", "difference", "low", "high", "p", "detectable"]
 
 
-def _style_gap(claim: Claim, table: pd.DataFrame, n_boot: int, seed: int) -> dict | None:
-    "What `comparisons` says of a pair, of style scores; `table` has a row a variant and seed, a column a problem"
+def _style_gap(claim: Claim, table: pd.DataFrame, n_boot: int, seed: int) -> list | None:
+    "The last of `_gap_columns`, of a pair's style scores; `table` has a row a variant and seed, a column a problem"
     if not {claim.variant, claim.reference} <= set(table.index.unique("variant")): return None
     both = table.loc[[claim.variant, claim.reference]].dropna(axis=1)
     if both.shape[1] < 2: return None
     sides = both.loc[claim.variant].to_numpy(), both.loc[claim.reference].to_numpy()
     gap, low, high = difference(*sides, n_boot, seed, graded=True)
-    return {"variant": claim.variant, "reference": claim.reference, "n": both.shape[1], "difference": gap, "low": low,
-            "high": high, "p": paired_test(*sides, n_boot, seed, graded=True),
-            "detectable": (high - low) / 2 * (1 + 1 / 1.96)}
+    p = paired_test(*sides, n_boot, seed, graded=True)
+    return [claim.variant, claim.reference, both.shape[1], gap, low, high, p, (high - low) / 2 * (1 + 1 / 1.96)]
 
 
 def style_gaps(
@@ -87,10 +86,10 @@ def style_gaps(
     if lacking := [c for c in _style_columns if c not in style]:
         raise InputError(f"The style of the students lacks {', '.join(lacking)}: run 2_analyse_traces again.")
     rows = []
-    for (student, benchmark), group in style.groupby(["student", "benchmark"], sort=False):
+    for place, group in style.groupby(["student", "benchmark"], sort=False):
         table = group.groupby(["variant", "seed", "id"]).style_score.mean().unstack()
         gaps = [_style_gap(claim, table, n_boot, seed) for claim in CLAIMS if claim.kind == "style"]
-        rows += [{"student": student, "benchmark": benchmark, **gap} for gap in gaps if gap]
+        rows += [[*place, *gap] for gap in gaps if gap]
     table = pd.DataFrame(rows, columns=_gap_columns)
     return table.assign(p_holm=holm(table.p))
 
@@ -99,23 +98,16 @@ JUDGED = ["claim", "sentence", "grade", "student", "benchmark", "verdict", "esti
           "n", "cell", "detectable"]
 
 
-def _judge_claim(claim: Claim, student: str, benchmark: str, pairs: pd.DataFrame, cell: str) -> dict:
-    "One verdict, from the row of `pairs` for this claim, student and benchmark if there is one"
-    verdict = {"claim": claim.name, "sentence": claim.sentence, "grade": claim.grade, "student": student,
-               "benchmark": benchmark, "verdict": "not run", "cell": cell}
-    rows = pairs[(pairs.variant == claim.variant) & (pairs.reference == claim.reference) & (pairs.student == student)
-                 & (pairs.benchmark == benchmark)].to_dict("records")
-    if not rows: return verdict
-    [pair] = rows
-    verdict |= {"estimate": pair["difference"], **{k: pair[k] for k in ("low", "high", "n", "detectable")}}
+def _judge_claim(claim: Claim, student: str, benchmark: str, pair: dict | None, cell: str) -> dict:
+    "One verdict, from what `comparisons` says of this claim's pair if that was run"
+    row = {"claim": claim.name, "sentence": claim.sentence, "grade": claim.grade, "student": student,
+           "benchmark": benchmark, "verdict": "not run", "cell": cell}
+    if pair is None: return row
+    row |= {"estimate": pair["difference"], **{k: pair[k] for k in ("low", "high", "n", "detectable")}}
     if claim.kind == "equivalent":
         ends = (pair["low"], pair["high"], pair["eq_p"], pair["margin"])
-        return verdict | {"verdict": _comparable(*ends), "p": pair["eq_p"]}
-    return verdict | {"verdict": _above(pair["difference"], pair["p_holm"]), "p": pair["p"], "p_holm": pair["p_holm"]}
-
-
-def _places(pairs: pd.DataFrame, otherwise: str) -> list[tuple[str, str]]: # Students and benchmarks
-    return list(dict.fromkeys(zip(pairs.student, pairs.benchmark, strict=True))) or [(otherwise, "")]
+        return row | {"verdict": _comparable(*ends), "p": pair["eq_p"]}
+    return row | {"verdict": _above(pair["difference"], pair["p_holm"]), "p": pair["p"], "p_holm": pair["p_holm"]}
 
 
 def _table(rows: list[dict]) -> pd.DataFrame:
@@ -133,13 +125,16 @@ def judge(
     "The verdict on every claim: supported, refused, undecided or not run"
     own = comparisons.variant == "HC"
     students, teacher = comparisons[~own], comparisons[own] if teacher is None else teacher
-    where, gaps = _places(students, ""), style_gaps(style, n_boot, seed)
-    sources = {"above": (students, where, "comparisons"), "equivalent": (students, where, "comparisons"),
-               "style": (gaps, where, "style"), "teacher": (teacher, _places(teacher, "teacher"), "teacher")}
+    sources = {"above": (students, "comparisons"), "style": (style_gaps(style, n_boot, seed), "style"),
+               "equivalent": (students, "comparisons"), "teacher": (teacher, "teacher")}
     rows = []
     for claim in CLAIMS:
-        pairs, places, cell = sources[claim.kind]
-        rows += [_judge_claim(claim, *place, pairs, cell) for place in places]
+        pairs, cell = sources[claim.kind]
+        by_pair = pairs.set_index(["variant", "reference", "student", "benchmark"]).to_dict("index")
+        where = teacher if claim.kind == "teacher" else students
+        places = dict.fromkeys(zip(where.student, where.benchmark, strict=True))
+        rows += [_judge_claim(claim, *place, by_pair.get((claim.variant, claim.reference, *place)), cell)
+                 for place in places or [("teacher" if claim.kind == "teacher" else "", "")]]
     return _table(rows)
 
 # %% ../../nbs/evidence/61_claims.ipynb #c9e54d66
@@ -169,12 +164,9 @@ def published_claims(
     "The same rules on the paper's own figures, without pairing"
     claims = [claim for claim in CLAIMS if claim.kind != "style"]
     pairs = dict.fromkeys((claim.variant, claim.reference) for claim in claims)
-    rows = [{"student": student, "benchmark": benchmark, "variant": variant, "reference": reference,
-             **_unpaired(*(round(shares[side] * n) for side in (variant, reference)), n, margin)}
-            for student, benchmark, n, shares in _published() for variant, reference in pairs
-            if {variant, reference} <= shares.keys()]
-    table = pd.DataFrame(rows)
-    table = table.assign(p_holm=holm(table.p))
-    verdicts = [_judge_claim(claim, student, benchmark, table, "published") for claim in claims
-                for student, benchmark, *_ in _published()]
-    return _table([verdict for verdict in verdicts if verdict["verdict"] != "not run"])
+    rows = [{"student": student, "benchmark": benchmark, "pair": pair,
+             **_unpaired(*(round(shares[side] * n) for side in pair), n, margin)}
+            for student, benchmark, n, shares in _published() for pair in pairs if {*pair} <= shares.keys()]
+    table = pd.DataFrame(rows).assign(p_holm=holm([row["p"] for row in rows])).to_dict("records")
+    return _table([_judge_claim(claim, row["student"], row["benchmark"], row, "published") for claim in claims
+                   for row in table if row["pair"] == (claim.variant, claim.reference)])

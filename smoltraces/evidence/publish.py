@@ -10,7 +10,6 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from importlib import resources
 from pathlib import Path
 
 import jinja2
@@ -22,6 +21,7 @@ from ..hub import push, token_for
 from ..paper import MEANING
 from ..schema import SYSTEM, trace_schema
 from ..settings import InputError, Settings
+from ..style.viewer import source
 
 # %% ../../nbs/evidence/64_publish.ipynb #ceb033b1
 def checked_manifest(cfg: Settings) -> dict: # Raises InputError naming a file that is not what the manifest describes
@@ -32,12 +32,10 @@ def checked_manifest(cfg: Settings) -> dict: # Raises InputError naming a file t
         raise InputError("data/manifest.json describes no variants: run the data stage again.")
     for name, described in variants.items():
         file = cfg.path("data", f"{name}.parquet")
-        if "/" in name or not file.is_file():
-            raise InputError(f"data/manifest.json describes {name}, but data/{file.name} is missing: run the data "
-                             "stage again.")
-        if sha256(file) != described.get("sha256"):
-            raise InputError(f"data/{file.name} is not the file that data/manifest.json describes (their hashes "
-                             "differ): run the data stage again.")
+        missing = "/" in name or not file.is_file()
+        if missing or sha256(file) != described.get("sha256"):
+            fault = f"data/{file.name} is missing" if missing else f"of another data/{file.name} (their hashes differ)"
+            raise InputError(f"data/manifest.json describes {name}, but {fault}: run the data stage again.")
     return manifest
 
 # %% ../../nbs/evidence/64_publish.ipynb #3f4bd8f3
@@ -76,29 +74,24 @@ def _corpora(cfg: Settings) -> list[dict]:
     return without_paths(read_json(file).get("corpora") or []) if file.is_file() else []
 
 
-def _licences(corpora: list[dict]) -> dict[str, str]: # By name of a corpus or a set
-    from smoltraces.problems.corpora import CORPORA
-    from smoltraces.traces.published import TRACE_SETS
-    registered = {name: corpus.licence for name, corpus in (CORPORA | TRACE_SETS).items()}
-    return registered | {"reasoning-gym": "Apache-2.0"} | {c["corpus"]: c["licence"] for c in corpora if "licence" in c}
-
-
 def source_rows(
     cfg: Settings,
     variant: str, # Any: all variants share their problems
 ) -> list[dict]: # source, domain, rows, licence of the source; the largest first
     "Where the problems come from"
-    licences = _licences(_corpora(cfg))
+    from smoltraces.problems.corpora import CORPORA
+    from smoltraces.traces.published import TRACE_SETS
+    licences = {name: corpus.licence for name, corpus in (CORPORA | TRACE_SETS).items()} | {
+        "reasoning-gym": "Apache-2.0"} | {c["corpus"]: c["licence"] for c in _corpora(cfg) if "licence" in c}
     problems = pq.read_table(cfg.path("data", f"{variant}.parquet"), columns=["source", "domain"]).to_pandas()
     counts = problems.value_counts(["source", "domain"], sort=False).reset_index(name="rows").sort_values(
         ["rows", "source", "domain"], ascending=[False, True, True])
-    return [{"source": source, "domain": domain, "rows": int(n), "licence of the source":
-             licences.get(source.partition("/")[0], "not known here: ask its publisher")}
-            for source, domain, n in counts.itertuples(index=False)]
+    return [{"source": name, "domain": domain, "rows": int(n), "licence of the source":
+             licences.get(name.partition("/")[0], "not known here: ask its publisher")}
+            for name, domain, n in counts.itertuples(index=False)]
 
 # %% ../../nbs/evidence/64_publish.ipynb #9d6caaa6
-def _template(name: str) -> str:
-    return resources.files("smoltraces.evidence").joinpath(name).read_text(encoding="utf-8")
+def _default(variants: dict) -> str: return "ST" if "ST" in variants else next(iter(variants))
 
 
 def _head(cfg: Settings, variants: dict, sources: list[dict]):
@@ -116,9 +109,6 @@ def _head(cfg: Settings, variants: dict, sources: list[dict]):
         size_categories=[size], tags=["reasoning", "distillation", "chain-of-thought", "synthetic"],
         configs=[{"config_name": v, "data_files": [{"split": "train", "path": f"data/{v}/train.parquet"}]} |
                  ({"default": True} if v == _default(variants) else {}) for v in variants])
-
-
-def _default(variants: dict) -> str: return "ST" if "ST" in variants else next(iter(variants))
 
 # %% ../../nbs/evidence/64_publish.ipynb #b8bb6d89
 def _funnel(manifest: dict, corpora: list[dict]) -> dict:
@@ -143,7 +133,7 @@ def card(
     variants, teachers = manifest["variants"], _teachers(manifest["variants"])
     sources = source_rows(cfg, next(iter(variants)))
     return str(DatasetCard.from_template(
-        _head(cfg, variants, sources), template_str=_template("card.md"), cell=_cell, table=markdown_table,
+        _head(cfg, variants, sources), template_str=str(source("evidence/card.md")), cell=_cell, table=markdown_table,
         profile=cfg.profile, repo_id=repo_id, default=_default(variants), system=SYSTEM, meaning=MEANING,
         variants=variants, sources=sources, teachers=teachers,
         cost=sum(float(v.get("cost_usd") or 0) for v in variants.values()),
@@ -156,15 +146,14 @@ def card(
 def _licence_notes(cfg: Settings, manifest: dict) -> str:
     "LICENSES.md, which names the sets of published traces too, where the run's teacher was `published`"
     from smoltraces.traces.published import TRACE_SETS
-    variants = manifest["variants"]
-    teachers = _teachers(variants)
+    teachers = _teachers(manifest["variants"])
     names = [str(c).partition("@")[0] for c in (manifest.get("settings") or {}).get("corpora") or []]
     sets = [TRACE_SETS[name] for name in names if name in TRACE_SETS] if "published" in teachers else []
-    sources = dict.fromkeys((row["source"], row["licence of the source"])
-                            for row in source_rows(cfg, next(iter(variants))))
-    return jinja2.Template(_template("licences.md"), keep_trailing_newline=True).render(
+    licences = dict.fromkeys((row["source"], row["licence of the source"])
+                             for row in source_rows(cfg, next(iter(manifest["variants"]))))
+    return jinja2.Template(str(source("evidence/licences.md")), keep_trailing_newline=True).render(
         cell=_cell, table=markdown_table, teachers=teachers,
-        sources=[{"source": source, "licence": licence} for source, licence in sources],
+        sources=[{"source": name, "licence": licence} for name, licence in licences],
         trace_sets=[{"set": s.name, "hub": s.hub, "licence": s.licence} for s in sets])
 
 

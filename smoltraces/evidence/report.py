@@ -31,6 +31,7 @@ from smoltraces.evidence.tables import (
     chance,
     count,
     in_words,
+    number,
     student_label,
     tables,
 )
@@ -66,41 +67,29 @@ def _line(row, end: float, margin: float) -> dict | None:
             "band": (x(-margin), f"{192 * min(margin / end, 1):.1f}") if margin else None}
 
 # %% ../../nbs/evidence/65_report.ipynb #ee13aece
-_verdicts = ("supported", "refused", "undecided", "not run")
-
-
-def _claim_row(row, shown: pd.Series, style: bool, line: dict | None, student: str) -> dict:
-    detectable = "–" if pd.isna(row.detectable) else f"{row.detectable:.2f}" if style else f"{100 * row.detectable:.1f}"
-    p = chance(row.p) if pd.isna(row.p_holm) else f"{chance(row.p)} ({chance(row.p_holm)})"
-    return {"verdict": row.verdict, "benchmark": benchmark_title(row.benchmark) or "–", "student": student,
-            "line": line, "estimate": shown["estimate"], "n": shown["n"], "p": p, "detectable": detectable,
-            "cell": row.cell}
-
-
 def claims_section(
     claims: pd.DataFrame, # From `claims.judge`
     shown: pd.DataFrame, # `tables.claims_table` of it
     cfg: Settings,
 ) -> dict: # What the template's `claims` shows: claims (each with its rows), totals by verdict, margin in points, cells
     "The verdicts, claim by claim"
-    by_name, totals = {c.name: c for c in CLAIMS}, claims.verdict.value_counts()
-    kinds = claims.claim.map(KINDS).fillna("above")
-    far = claims[["low", "high", "estimate"]].astype(float).abs().max(axis=1).groupby(kinds == "style").max().fillna(0)
+    totals, style = claims.verdict.value_counts(), claims.claim.map(KINDS) == "style"
+    far = claims[["low", "high", "estimate"]].astype(float).abs().max(axis=1).groupby(style).max().fillna(0)
     several = claims.student.nunique() > 1 + (len(cfg.students) == 1 and "teacher" in set(claims.student))
     sections = []
-    for name, rows in claims.groupby("claim", sort=False):
-        kind, claim = kinds[rows.index[0]], by_name.get(name)
-        margin = cfg.equivalence / 100 * (kind == "equivalent")
-        end = max(far[kind == "style"], margin, 1e-9) # style scores and accuracies have axes of their own
-        sections.append({
-            "sentence": rows.sentence.iloc[0], "grade": rows.grade.iloc[0],
-            "pair": f"{claim.variant} minus {claim.reference}, " if claim else "",
-            "rows": [_claim_row(row, shown.loc[row.Index], kind == "style", _line(row, end, margin),
-                                student_label(row.student) if several else "") for row in rows.itertuples()]})
-    order = [*_verdicts, *sorted(set(totals.index) - set(_verdicts))]
+    for claim in CLAIMS:
+        margin = cfg.equivalence / 100 * (claim.kind == "equivalent")
+        points = {"spec": ".2f"} if claim.kind == "style" else {"spec": ".1f", "scale": 100}
+        rows = [{**shown.loc[row.Index], "student": student_label(row.student) if several else "",
+                 "p": chance(row.p) + (f" ({chance(row.p_holm)})" if pd.notna(row.p_holm) else ""),
+                 "detectable": number(row.detectable, **points), # scores and accuracies have axes of their own
+                 "line": _line(row, max(far.get(claim.kind == "style", 0), margin, 1e-9), margin)}
+                for row in claims[claims.claim == claim.name].itertuples()]
+        if rows: sections.append({"sentence": claim.sentence, "grade": claim.grade, "rows": rows,
+                                  "pair": f"{claim.variant} minus {claim.reference}, "})
     return {"claims": sections, "margin": f"{cfg.equivalence:g}", "cells": notebook_cells(cfg),
             "summary": f"{count(len(claims), 'test')} of {count(claims.claim.nunique(), 'claim')}",
-            "totals": {verdict: int(totals[verdict]) for verdict in order if verdict in totals}}
+            "totals": {v: int(totals[v]) for v in ("supported", "refused", "undecided", "not run") if v in totals}}
 
 # %% ../../nbs/evidence/65_report.ipynb #1555a1c8
 def public(value, root: Path = Path()) -> str:
@@ -110,19 +99,17 @@ def public(value, root: Path = Path()) -> str:
     return re.sub(r"(://[^\s?]*)\?\S*", r"\1", shown)
 
 
-def _data_manifest(cfg: Settings) -> dict:
-    file = cfg.path("data", "manifest.json")
-    return read_json(file) if file.is_file() else {}
+def _json(file: Path) -> dict: return read_json(file) if file.is_file() else {}
 
 
 def data_section(cfg: Settings) -> dict: # Frames, None where the run has none: seeds (and seeds_note), steps, sets
     "The funnel from seed problems to training rows"
     seeds = steps = sets = None
     if cfg.path("problems", "funnel.json").is_file(): seeds = funnel(cfg).reset_index()
-    manifest = _data_manifest(cfg)
+    manifest = _json(cfg.path("data", "manifest.json"))
     if manifest.get("funnel"):
         steps = pd.DataFrame(manifest["funnel"])
-        domains = [c for c in steps.columns if c not in ("step", "problems")]
+        domains = steps.columns.difference(["step", "problems"])
         if len(domains) == 1: steps = steps.drop(columns=domains)
     if variants := manifest.get("variants"):
         sets = pd.DataFrame([{
@@ -136,6 +123,7 @@ def data_section(cfg: Settings) -> dict: # Frames, None where the run has none: 
 
 # %% ../../nbs/evidence/65_report.ipynb #4b80b00b
 OUTCOMES = ("right", "wrong", "cut off")
+_of_answer = ["student", "variant", "seed", "benchmark", "file", "row", "problem_id", "sample", "outcome"]
 
 
 def all_files(cfg: Settings) -> dict[tuple, Path]: # By student, variant, seed and benchmark, there or not
@@ -152,11 +140,9 @@ def answered(
         if BENCHMARKS[benchmark].sealed or not file.is_file(): continue
         rows = read_parquet(file, ["problem_id", "sample", "correct", "truncated"])
         outcome = np.where(rows.correct, "right", np.where(rows.truncated, "cut off", "wrong"))
-        parts.append(pd.DataFrame({"student": student, "variant": variant, "seed": seed, "benchmark": benchmark,
-                                   "file": file, "row": np.arange(len(rows)), "problem_id": rows.problem_id,
-                                   "sample": rows["sample"], "outcome": outcome}))
-    columns = ["student", "variant", "seed", "benchmark", "file", "row", "problem_id", "sample", "outcome"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        parts.append(rows.assign(student=student, variant=variant, seed=seed, benchmark=benchmark, file=file,
+                                 row=np.arange(len(rows)), outcome=outcome)[_of_answer])
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=_of_answer)
 
 # %% ../../nbs/evidence/65_report.ipynb #090be540
 MOST = 300 # answers in a report
@@ -166,8 +152,8 @@ _answer_order = ["benchmark", "problem_id", "student", "variant", "seed", "sampl
 def _shuffled_problems(first: pd.DataFrame, seed: int) -> list[list[np.ndarray]]:
     "For each benchmark the rows of each of its problems, problems shuffled"
     benchmarks = []
-    for benchmark, rows in first.groupby("benchmark", sort=True):
-        problems = [rows.index.to_numpy()[np.sort(at)] for _, at in sorted(rows.groupby("problem_id").indices.items())]
+    for benchmark, rows in first.groupby("benchmark"):
+        problems = [own.index.to_numpy() for _, own in rows.groupby("problem_id")]
         Random(f"{seed}-{benchmark}-excerpts").shuffle(problems)
         benchmarks.append(problems)
     return benchmarks
@@ -180,14 +166,12 @@ def _take_problems(benchmarks: list[list[np.ndarray]], kind: np.ndarray, room: i
         for problems in filter(None, benchmarks):
             worth = (counts == 0) / size + 0.001 / (1 + counts) # then those taken least
             gain = [worth[kind[rows]].sum() if len(rows) <= room else -1 for rows in problems]
-            best = int(np.argmax(gain))
-            if gain[best] < 0: # there is room for none of them
+            if max(gain) < 0: # there is room for none of them
                 problems.clear()
                 continue
-            rows = problems.pop(best)
-            np.add.at(counts, kind[rows], 1)
-            chosen.append(rows)
-            room -= len(rows)
+            chosen.append(problems.pop(int(np.argmax(gain))))
+            np.add.at(counts, kind[chosen[-1]], 1)
+            room -= len(chosen[-1])
     return chosen
 
 
@@ -200,17 +184,13 @@ def choose(
     if index.empty: return index
     index = index.sort_values(_answer_order, ignore_index=True)
     keys = ["student", "variant", "benchmark"]
-    kind = index.groupby([*keys, "outcome"], sort=True).ngroup().to_numpy()
+    kind = index.groupby([*keys, "outcome"]).ngroup().to_numpy()
     first = index.drop_duplicates([*keys, "problem_id"]) # the lowest seed and sample
     others = sorted(set(kind) - set(kind[first.index])) # kinds that only other seeds or samples gave
     chosen = _take_problems(_shuffled_problems(first, seed), kind, max(most - len(others), most // 2))
     alone = [[int(np.argmax(kind == k))] for k in others][:max(0, most - sum(map(len, chosen)))]
-    return _in_order(index.loc[np.unique(np.concatenate([*chosen, *alone]).astype(int))])
-
-
-def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
-    "Benchmarks in the registry's order, variants in the paper's"
-    ranks = {"benchmark": [*BENCHMARKS, *rows.benchmark.unique()], "variant": [*VARIANTS, "HC"]}
+    rows = index.loc[np.unique(np.concatenate([*chosen, *alone]).astype(int))]
+    ranks = {"benchmark": [*BENCHMARKS, *rows.benchmark.unique()], "variant": [*VARIANTS, "HC"]} # as in the paper
     return rows.sort_values(_answer_order, ignore_index=True,
                             key=lambda c: c.map(ranks[c.name].index) if c.name in ranks else c)
 
@@ -218,7 +198,8 @@ def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
 HEAD, TAIL = 4_500, 1_500 # characters of a long output
 
 
-def _joined(head: str, left: int, tail: str) -> str:
+def _joined(text: str) -> str:
+    head, left, tail = cut(text, HEAD, TAIL)
     return visible(f"{head} … {left:,} characters are left out here … {tail}" if left else head)
 
 
@@ -263,7 +244,7 @@ def _excerpt(row, thought: str, response: str, measures) -> dict:
             "pivots": [int(getattr(measures, f"pivots_{kind}")) for kind in PIVOT_TYPES],
             "score": None if pd.isna(measures.style_score) else round(float(measures.style_score), 3),
             "runs": laid_out(head)["runs"], "left": left, "tail": laid_out(tail)["runs"],
-            "response": _joined(*cut(response, HEAD, TAIL))}
+            "response": _joined(response)}
 
 
 def excerpts(
@@ -277,16 +258,16 @@ def excerpts(
            "sealed": [b for b in cfg.benchmark_names if BENCHMARKS[b].sealed], "problems": [], "rows": []}
     if chosen.empty: return out
     chosen = read_outputs(chosen)
-    texts, number = questions(cfg, chosen), {}
+    texts, numbers = questions(cfg, chosen), {}
     halves = [_parts(str(output)) for output in chosen.output]
     measured = measure([re.sub("[\ud800-\udfff]", "\ufffd", thought) for thought, _ in halves])
     for row, (thought, response), measures in zip(chosen.itertuples(), halves, measured.itertuples(), strict=True):
         key = row.benchmark, row.problem_id
-        if key not in number:
-            number[key] = len(number)
-            out["problems"].append({"benchmark": row.benchmark, "id": visible(row.problem_id), "answer":
-                                    _or_none(row.answer), "question": _joined(*cut(texts.get(key, ""), HEAD, TAIL))})
-        out["rows"].append({"problem": number[key], **_excerpt(row, thought, response, measures)})
+        if key not in numbers:
+            numbers[key] = len(numbers)
+            out["problems"].append({"benchmark": row.benchmark, "id": visible(row.problem_id),
+                                    "answer": _or_none(row.answer), "question": _joined(texts.get(key, ""))})
+        out["rows"].append({"problem": numbers[key], **_excerpt(row, thought, response, measures)})
     return out
 
 # %% ../../nbs/evidence/65_report.ipynb #bd43a1d0
@@ -296,8 +277,7 @@ def settings_table(cfg: Settings) -> pd.DataFrame: # setting, value, changed (2:
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(file if file.is_file() else find_settings(), encoding="utf-8")
     defaults, profile = ini.defaults(), dict(ini[cfg.profile]) if cfg.profile in ini else {}
-    in_profile = Settings(**{**cfg.model_dump(), **profile}).model_dump()
-    in_default = Settings(**{**cfg.model_dump(), **defaults}).model_dump()
+    in_profile, in_default = (Settings(**{**cfg.model_dump(), **keys}).model_dump() for keys in (profile, defaults))
     rows = []
     for key, field in Settings.model_fields.items():
         if key in ("profile", "out"): continue
@@ -323,8 +303,7 @@ def stage_records(
     cfg: Settings,
 ) -> list[dict]: # As running writes them, without the stage that writes this page
     "What was noted of each stage"
-    files = sorted((p for p in cfg.path("runs").glob("[!.]*.json") if not p.name.endswith(".failed.json")),
-                   key=lambda p: p.name)
+    files = sorted(p for p in cfg.path("runs").glob("[!.]*.json") if not p.name.endswith(".failed.json"))
     return [r for r in map(read_json, files) if not r["stage"].startswith("5_figures")]
 
 
@@ -333,9 +312,8 @@ def evaluations(cfg: Settings) -> list[dict]: # student, variant, seed, benchmar
     rows = []
     for (student, variant, seed, benchmark), file in all_files(cfg).items():
         if not file.is_file(): continue
-        manifest = read_json(file.with_suffix(".json")) if file.with_suffix(".json").is_file() else {}
-        has_revision = "revision" in pq.read_schema(file).names
-        revisions = read_parquet(file, ["revision"]).revision.unique() if has_revision else ["–"]
+        manifest, schema = _json(file.with_suffix(".json")), pq.read_schema(file)
+        revisions = read_parquet(file, ["revision"]).revision.unique() if "revision" in schema.names else ["–"]
         rows.append({"student": student_label(student), "variant": variant, "seed": seed,
                      "benchmark": benchmark_title(benchmark), "revision": ", ".join(map(str, revisions)),
                      "manifest": {**manifest, **manifest.get("basis", {}), **manifest.get("run", {})}})
@@ -346,7 +324,7 @@ def _versions(notes: list[dict]) -> pd.DataFrame:
     "Package versions; a package that had several in one run is marked"
     versions: dict[str, dict[str, None]] = {}
     for note in notes:
-        python = {"python": note["machine"]["python"]} if "python" in note.get("machine", {}) else {}
+        python = {k: v for k, v in note.get("machine", {}).items() if k == "python"}
         for package, version in {**python, **note.get("versions", {})}.items():
             versions.setdefault(package, {})[str(version)] = None
     frame = pd.DataFrame([{"package": p, "version": " and ".join(v), "": "differs between stages" if len(v) > 1 else ""}
@@ -357,10 +335,11 @@ def _versions(notes: list[dict]) -> pd.DataFrame:
 def _times(runs: list[dict]) -> dict:
     "Seconds by notebook and by stage, and the machines that they ran on"
     machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in runs}
-    stages = pd.DataFrame([{"stage": r["stage"], "seconds": r["seconds"], "code": r["code"][:16]} for r in runs])
-    notebooks = pd.DataFrame([{"notebook": r["stage"].partition("-")[0], "seconds": r["seconds"]} for r in runs])
-    if runs: notebooks = notebooks.groupby("notebook").seconds.agg(stages="size", seconds="sum").round(1).reset_index()
-    return {"stages": stages, "notebooks": notebooks,
+    stages = pd.DataFrame([{"stage": r["stage"], "seconds": r["seconds"], "code": r["code"][:16]} for r in runs],
+                          columns=["stage", "seconds", "code"])
+    notebooks = stages.groupby(stages.stage.str.partition("-")[0].rename("notebook")) if runs else None
+    return {"stages": stages, "notebooks": notebooks and notebooks.seconds.agg(
+                stages="size", seconds="sum").round(1).reset_index(),
             "hardware": "; ".join(", ".join(f"{k} {v}" for k, v in m.items() if v is not None)
                                   for _, m in sorted(machines.items()))}
 
@@ -384,20 +363,16 @@ def _hashes(cfg: Settings, runs: list[dict], evaluated: list[dict], data: dict) 
 _noted = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd") # of each evaluation
 
 
-def _evaluation_rows(evaluated: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame([{
+def made_section(cfg: Settings) -> dict: # What the template's `made` shows
+    "Settings, hardware and time, cost, hashes, versions"
+    runs, evaluated, data = stage_records(cfg), evaluations(cfg), _json(cfg.path("data", "manifest.json"))
+    rows = pd.DataFrame([{
         **{k: e[k] for k in ("student", "variant", "seed", "benchmark")},
         **{k: public(v) if isinstance(v, str) else v for k in _noted
            if isinstance(v := e["manifest"].get(k), (str, int, float))}} for e in evaluated])
-
-
-def made_section(cfg: Settings) -> dict: # What the template's `made` shows
-    "Settings, hardware and time, cost, hashes, versions"
-    runs, evaluated, data = stage_records(cfg), evaluations(cfg), _data_manifest(cfg)
-    rows, spent = _evaluation_rows(evaluated), data.get("spent") or {}
     return {
         "settings": _settings_section(cfg), **_times(runs), "evaluations": rows,
-        "spent": pd.DataFrame([{"model": public(m), **v} for m, v in sorted(spent.items())]),
+        "spent": pd.DataFrame([{"model": public(m), **v} for m, v in sorted((data.get("spent") or {}).items())]),
         "paid": float(rows.cost_usd.sum()) if "cost_usd" in rows else 0.0,
         "hashes": _hashes(cfg, runs, evaluated, data),
         "commits": sorted({(r["git"]["commit"][:12], r["git"]["dirty"]) for r in runs if r.get("git")}),
@@ -407,24 +382,17 @@ def made_section(cfg: Settings) -> dict: # What the template's `made` shows
 # %% ../../nbs/evidence/65_report.ipynb #e29f4738
 def not_run(cfg: Settings) -> list[str]: # e.g. "ST-HC on MATH500, seed 1"
     "The answers that the settings ask for and that are not there"
-    names = []
-    for (student, variant, seed, benchmark), file in all_files(cfg).items():
-        if file.is_file(): continue
-        whose = f"{student_label(student)}, " if len(cfg.students) > 1 or student not in cfg.students else ""
-        names.append(f"{whose}{variant} on {benchmark_title(benchmark)}" +
-                     (f", seed {seed}" if len(cfg.seeds) > 1 and variant != "Base" else ""))
-    return names
+    return [(f"{student_label(student)}, " if len(cfg.students) > 1 or student not in cfg.students else "")
+            + f"{variant} on {benchmark_title(benchmark)}"
+            + (f", seed {seed}" if len(cfg.seeds) > 1 and variant != "Base" else "")
+            for (student, variant, seed, benchmark), file in all_files(cfg).items() if not file.is_file()]
 
 # %% ../../nbs/evidence/65_report.ipynb #a8f0fdcf
-def _figures(cfg: Settings) -> tuple[list[dict], list[str]]:
-    "Every figure that is there, as an image that holds its own data, and the names of those that are not"
-    figures, absent = [], []
-    for name, caption in FIGURES.items():
-        file = cfg.path("figures", f"{name}.svg")
-        if not file.is_file(): absent.append(f"figures/{name}.svg")
-        else: figures.append({"alt": re.split(r"(?<=[.:]) ", caption)[0], "caption": caption,
-                              "svg": b64encode(file.read_bytes()).decode()})
-    return figures, absent
+def _figures(cfg: Settings) -> list[dict]:
+    "Every figure that is there, as an image that holds its own data"
+    files = {name: cfg.path("figures", f"{name}.svg") for name in FIGURES}
+    return [{"alt": re.split(r"(?<=[.:]) ", FIGURES[name])[0], "caption": FIGURES[name],
+             "svg": b64encode(file.read_bytes()).decode()} for name, file in files.items() if file.is_file()]
 
 
 def _tests(cfg: Settings, results: pd.DataFrame) -> str: # e.g. 80 of embedded and 24 of embedded, harder
@@ -442,23 +410,23 @@ def report(
 ) -> Path: # report.html; raises InputError where results.parquet is missing
     "Write the run's page; whatever else is missing is named in it"
     results = read_parquet(cfg.path("results.parquet"))
-    pairs, claims = (read_parquet(cfg.path(name)) if cfg.path(name).is_file() else None
-                     for name in ("comparisons.parquet", "claims.parquet"))
-    absent = [f"{name}.parquet: run 5_figures.ipynb again"
-              for name, frame in (("comparisons", pairs), ("claims", claims)) if frame is None]
+    files = [cfg.path(f"{name}.parquet") for name in ("comparisons", "claims")]
+    pairs, claims = (read_parquet(file) if file.is_file() else None for file in files)
     shown = {} if pairs is None else tables(results, pairs, claims, cfg)
     verdicts = shown.pop("claims", None)
-    figures, absent_figures = _figures(cfg)
     sample = excerpts(cfg, most)
     labels = {"students": {s: student_label(s) for s in sorted({r["student"] for r in sample["rows"]})},
               "benchmarks": {b: benchmark_title(b) for b in cfg.benchmark_names}}
+    figures = [f"figures/{name}.svg" for name in FIGURES]
     return write_text(cfg.path("report.html"), fill(
         "evidence/report.html", {**sample, **labels}, images="data:",
         title=f"SmolTraces: results of the {cfg.profile} profile", cfg=cfg, count=count, and_list=and_list,
         students=and_list(map(student_label, cfg.students)), tests=_tests(cfg, results),
-        absent=absent, not_run=not_run(cfg), words={} if pairs is None else in_words(pairs),
+        absent=[f"{file.name}: run 5_figures.ipynb again" for file in files if not file.is_file()],
+        not_run=not_run(cfg), words={} if pairs is None else in_words(pairs),
         claims=claims_section(claims, verdicts[0], cfg) if verdicts and len(claims) else None,
-        tables=[(TITLES.get(name, name), _without_student(frame), notes) for name, (frame, notes) in shown.items()],
-        figures=figures, absent_figures=absent_figures, funnel=data_section(cfg), sample=sample,
-        sealed=and_list(map(benchmark_title, sample["sealed"])) if sample["sealed"] else "", head=HEAD, tail=TAIL,
+        tables=[(TITLES[name], _without_student(frame), notes) for name, (frame, notes) in shown.items()],
+        figures=_figures(cfg), absent_figures=[name for name in figures if not cfg.path(name).is_file()],
+        funnel=data_section(cfg), sample=sample, head=HEAD, tail=TAIL,
+        sealed=and_list(map(benchmark_title, sample["sealed"])) if sample["sealed"] else "",
         made=made_section(cfg), citation=CITATION))

@@ -36,11 +36,10 @@ def scores(
 def wilson(
     right: float, # Right answers
     n: int, # Answers
-    level: float = 0.95,
-) -> tuple[float, float]: # Ends of the interval, 0 to 1
+) -> tuple[float, float]: # Ends of the 95% interval, 0 to 1
     "Wilson's score interval of a share"
     from statsmodels.stats.proportion import proportion_confint
-    low, high = proportion_confint(right, n, alpha=1 - level, method="wilson")
+    low, high = proportion_confint(right, n, alpha=1 - 0.95, method="wilson")
     return min(float(low), right / n), max(float(high), right / n) # at 0 and at n they miss it by rounding
 
 # %% ../../nbs/evidence/60_statistics.ipynb #9f3c2830
@@ -74,30 +73,26 @@ def _weights(n: int, n_boot: int, seed: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-@functools.lru_cache(maxsize=8)
-def _students_t(degrees: int, n_boot: int, seed: int) -> np.ndarray:
-    "As many quantiles of Student's t, evenly spaced, in random order: samples without the noise of sampling"
-    from scipy.special import stdtrit
-    return stdtrit(degrees, (np.random.default_rng([seed, 1]).permutation(n_boot) + 0.5) / n_boot)
-
-
 def _invented_problems(values: np.ndarray, paired: bool) -> tuple[float, float]:
     "One that all get wrong and one that all get right; paired: one lost and one won, by as much as the others differ"
     if not paired: return 0, 1
-    differ = np.abs(values) > 1e-9
-    usual = np.sqrt((values[differ]**2).mean()) if differ.any() else 1
+    differ = values[np.abs(values) > 1e-9]
+    usual = np.sqrt((differ**2).mean()) if len(differ) else 1
     return -usual, usual
 
 
 def _resamples(sides: Sequence[np.ndarray], n_boot: int, seed: int, pool: Sequence[np.ndarray] = (),
                graded: bool = False) -> np.ndarray: # n_boot values
     "The mean of one side, or the difference of two, in each resample"
+    from scipy.special import stdtrit
     paired = len(sides) == 2
-    values = sides[0].mean(axis=0) - sides[1].mean(axis=0) if paired else sides[0].mean(axis=0)
+    values = np.subtract(*(side.mean(axis=0) for side in sides)) if paired else sides[0].mean(axis=0)
     if not graded: values = np.append(values, _invented_problems(values, paired))
     means = (_weights(len(values), n_boot, seed) @ values.astype(np.float32)).astype(float)
     variance, degrees = _run_variance(sides, pool)
-    if variance: means += np.sqrt(variance) * _students_t(degrees, n_boot, seed)
+    if variance: # quantiles of Student's t, evenly spaced, in random order: samples without the noise of sampling
+        shares = (np.random.default_rng([seed, 1]).permutation(n_boot) + 0.5) / n_boot
+        means += np.sqrt(variance) * stdtrit(degrees, shares)
     return np.clip(means, -1 if paired else 0, 1)
 
 
@@ -127,12 +122,11 @@ def standard_error(
     from statsmodels.regression.linear_model import OLS
     [score] = _arrays(score)
     means = score.mean(axis=0)
-    if clusters is None: variance = means.var(ddof=1) / len(means) if len(means) > 1 else np.nan
-    else:
-        codes, labels = pd.factorize(np.asarray(clusters))
-        if len(labels) < 2: return float("nan")
-        fit = OLS(means, np.ones(len(means))).fit(cov_type="cluster", cov_kwds={"groups": codes})
-        variance = float(fit.cov_params()[0, 0])
+    codes, labels = pd.factorize(np.arange(len(means)) if clusters is None else np.asarray(clusters))
+    if len(labels) < 2: return float("nan")
+    if clusters is None: variance = means.var(ddof=1) / len(means)
+    else: variance = OLS(means, np.ones(len(means))).fit(
+        cov_type="cluster", cov_kwds={"groups": codes}).cov_params()[0, 0]
     return float(np.sqrt(variance + _run_variance([score])[0]))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #3c231488
@@ -186,9 +180,7 @@ def verdict(
     low: float, high: float, # The interval of a difference
 ) -> str:
     "Where an interval lies, in words"
-    if low > 0: return "lies above zero"
-    if high < 0: return "lies below zero"
-    return "includes zero"
+    return "lies above zero" if low > 0 else "lies below zero" if high < 0 else "includes zero"
 
 # %% ../../nbs/evidence/60_statistics.ipynb #676893c4
 def wins_losses(
@@ -212,10 +204,6 @@ def mcnemar(
 def _single(*sides: np.ndarray) -> bool: return all(len(s) == 1 and np.isin(s, (0, 1)).all() for s in sides)
 
 
-def _p_value(resamples: np.ndarray) -> float:
-    return float(min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / (1 + len(resamples))))
-
-
 def paired_test(
     score: np.ndarray, # Seeds × problems
     reference: np.ndarray, # Seeds × the same problems
@@ -227,7 +215,8 @@ def paired_test(
     "Is there a difference? McNemar's exact test for one answer each, else how deep zero lies among the resamples"
     sides = _paired(score, reference)
     if _single(*sides): return mcnemar(*wins_losses(*sides))
-    return _p_value(_resamples(sides, n_boot, seed, pool, graded))
+    resamples = _resamples(sides, n_boot, seed, pool, graded)
+    return float(min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / (1 + n_boot)))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #fe98d7e8
 def holm(
@@ -254,13 +243,11 @@ def cohen_h(
 def detectable(
     n: int, # Problems
     discordance: float, # Share of the problems on which one side is right and the other wrong
-    power: float = 0.8,
-    level: float = 0.95,
 ) -> float: # A share, 1/n to 1
-    "The smallest difference that McNemar's test finds with this power (normal approximation, a half for continuity)"
+    "The smallest difference that McNemar's test finds four times in five (normal approximation, continuity corrected)"
     from scipy.optimize import brentq
     from scipy.special import ndtri
-    z_level, z_power = ndtri((1 + level) / 2), ndtri(power)
+    z_level, z_power = ndtri(0.975), ndtri(0.8)
 
     def surplus(gap: float) -> float: # the difference, in problems, beyond what is needed
         share = max(discordance, gap) # there are at least as many discordant problems
@@ -269,10 +256,6 @@ def detectable(
     return 1.0 if surplus(1) <= 0 else float(brentq(surplus, 1 / n, 1))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #0bcb528c
-def _tost(resamples: np.ndarray, margin: float) -> float:
-    return float((1 + max((resamples <= -margin).sum(), (resamples >= margin).sum())) / (1 + len(resamples)))
-
-
 def equivalence(
     score: np.ndarray, # Seeds × problems
     reference: np.ndarray, # Seeds × the same problems
@@ -284,18 +267,19 @@ def equivalence(
     "Two one-sided tests (TOST): is the difference shown to be smaller than the margin?"
     sides = _paired(score, reference)
     resamples = _resamples(sides, n_boot, seed, pool)
-    return *_ends(resamples, float(sides[0].mean() - sides[1].mean()), 0.9), _tost(resamples, margin)
+    beyond = max((resamples <= -margin).sum(), (resamples >= margin).sum())
+    return *_ends(resamples, float(sides[0].mean() - sides[1].mean()), 0.9), float((1 + beyond) / (1 + n_boot))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #01fee95f
 def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Series, n_boot: int, seed: int) -> dict:
     "What `summarise` says of one variant's rows on one benchmark"
-    seeds, n = score.shape
-    samples = len(rows) // score.size
+    (seeds, n), samples = score.shape, len(rows) // score.size
     accuracy, low, high = accuracy_interval(score, n_boot, seed)
+    wilson_low, wilson_high = wilson(accuracy * n, n)
     return {
         "student": rows.student.iloc[0], "variant": variant, "benchmark": rows.benchmark.iloc[0], "n": n,
         "seeds": seeds, "samples": samples, "accuracy": accuracy, "ci_low": low, "ci_high": high,
-        **dict(zip(("wilson_low", "wilson_high"), wilson(accuracy * n, n), strict=True)),
+        "wilson_low": wilson_low, "wilson_high": wilson_high,
         "se": standard_error(score), "se_clustered": standard_error(score, clusters), "clusters": clusters.nunique(),
         "pass_k": float(pass_at_k(score * samples, samples, samples).mean()) if samples > 1 else np.nan,
         "majority": majority(rows) if samples > 1 else np.nan,
@@ -326,18 +310,17 @@ COMPARISON_COLUMNS = ["student", "benchmark", "variant", "reference", "n", "seed
                       "p_holm", "wins", "losses", "h", "detectable", "eq_low", "eq_high", "eq_p", "margin"]
 
 
-def _comparison(sides: list[np.ndarray], pool: Sequence[np.ndarray], margin: float, n_boot: int, seed: int) -> dict:
-    "What `comparisons` says of one pair"
-    score, reference, n = *sides, sides[0].shape[1]
-    resamples, estimate = _resamples(sides, n_boot, seed, pool), float(score.mean() - reference.mean())
-    (low, high), (eq_low, eq_high) = (_ends(resamples, estimate, level) for level in (0.95, 0.9))
-    wins, losses = wins_losses(*sides)
-    if _single(*sides): p, smallest = mcnemar(wins, losses), detectable(n, (wins + losses) / n)
-    else: # half the interval and a standard error
-        p, smallest = _p_value(resamples), max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29)
-    return {"n": n, "seeds": len(score), "difference": estimate, "low": low, "high": high, "p": p, "p_holm": np.nan,
-            "wins": wins, "losses": losses, "h": cohen_h(score.mean(), reference.mean()), "detectable": smallest,
-            "eq_low": eq_low, "eq_high": eq_high, "eq_p": _tost(resamples, margin), "margin": margin}
+def _comparison(score: np.ndarray, reference: np.ndarray, margin: float, **how) -> dict:
+    "What `comparisons` says of one pair; how: n_boot, seed and pool"
+    n, (wins, losses) = score.shape[1], wins_losses(score, reference)
+    estimate, low, high = difference(score, reference, **how)
+    eq_low, eq_high, eq_p = equivalence(score, reference, margin, **how)
+    if _single(score, reference): smallest = detectable(n, (wins + losses) / n)
+    else: smallest = max(1 / n, (high - low) / 2 + (eq_high - eq_low) / 3.29) # half the interval and a standard error
+    return {"n": n, "seeds": len(score), "difference": estimate, "low": low, "high": high,
+            "p": paired_test(score, reference, **how), "wins": wins, "losses": losses,
+            "h": cohen_h(score.mean(), reference.mean()), "detectable": smallest,
+            "eq_low": eq_low, "eq_high": eq_high, "eq_p": eq_p, "margin": margin}
 
 
 def comparisons(
@@ -352,8 +335,9 @@ def comparisons(
     rows = []
     for (student, benchmark), group in predictions.groupby(["student", "benchmark"], sort=False):
         arrays = scores(group)
+        how = {"n_boot": n_boot, "seed": seed, "pool": [*arrays.values()]}
         rows += [{"student": student, "benchmark": benchmark, "variant": variant, "reference": reference,
-                  **_comparison([arrays[variant], arrays[reference]], [*arrays.values()], margin, n_boot, seed)}
+                  **_comparison(arrays[variant], arrays[reference], margin, **how)}
                  for variant, reference in pairs or PAIRS + TEACHER_PAIRS if {variant, reference} <= arrays.keys()]
     table = pd.DataFrame(rows, columns=COMPARISON_COLUMNS)
     return table.assign(p_holm=holm(table.p))
