@@ -6,7 +6,7 @@
 __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', 'APOSTROPHE', 'CLOSER', 'OPENER', 'HYPHEN',
            'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'LEAD', 'FIRST', 'FUNCTION',
            'ABBREVIATION', 'PLACES', 'characters', 'Table', 'Words', 'Sentences', 'words', 'Entry', 'Compiled',
-           'compile_lexicon', 'Pivots', 'Prose', 'Sentence', 'Reading', 'read', 'Measures', 'scan']
+           'compile_lexicon', 'Prose', 'Sentence', 'Reading', 'read', 'Measures', 'scan']
 
 # %% ../../nbs/style/20_scanner.ipynb #dbae15d1
 import functools
@@ -72,14 +72,8 @@ _pairs = [pair.encode().split() for pair in (
 _FENCE, _QUOTE, _TICK, _DOLLAR, _LINE, _BLANK_LINE = 0, 6, 7, 8, 9, 10
 _opening, _closing = (np.array([list(mark.ljust(8, b"\0")) for mark in marks], np.uint8)
                       for marks in zip(*_pairs, strict=True))
+_widths = np.array([[len(mark) for mark in pair] for pair in _pairs])
 _opens = np.array([c in b"`>$\\\"\xe2" for c in range(256)]) # first bytes
-
-
-@_jit
-def _width(mark):
-    k = 0
-    while mark[k]: k += 1
-    return k
 
 
 @_jit
@@ -122,14 +116,14 @@ def _quoted_until(doc, i, ahead):
         return _next(doc, i, _LINE, ahead) if (before == 10 or before == 13) and i + 1 < n and doc[i + 1] == 32 else i
     while mark < _LINE and not _stands(doc, i, _opening[mark]): mark += 1
     if mark == _LINE: return i
-    inside = i + _width(_opening[mark])
+    inside = i + _widths[mark, 0]
     after = doc[inside] if inside < n else np.uint8(0)
     if mark == _FENCE: return min(_next(doc, inside, mark, ahead) + 3, n)
     if mark == _QUOTE and not (before == 32 or before == 10 or before == 13 or before == 9 or before == 40): return i
     if (mark == _DOLLAR or mark == _QUOTE) and (after == 32 or after == 10): return i
     end = _next(doc, inside, mark, ahead)
     limit = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
-    return i if end >= n or end > limit else end + _width(_closing[mark])
+    return i if end >= n or end > limit else end + _widths[mark, 1]
 
 # %% ../../nbs/style/20_scanner.ipynb #5edbae77
 START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH, LEAD, FIRST, FUNCTION, ABBREVIATION = 1 << np.arange(10)
@@ -378,13 +372,6 @@ def compile_lexicon(
         stages=np.array(stages, np.uint64), weights=strengths, bias=float(bias)), ordered
 
 # %% ../../nbs/style/20_scanner.ipynb #b5c5e075
-class Pivots(NamedTuple):
-    "The pivots of a text, in order"
-    start: np.ndarray # Byte, int32
-    end: np.ndarray
-    entry: np.ndarray # Of the lexicon
-
-
 @_jit
 def _stopped(lex, entry, h, flag):
     "Whether the word that follows, by its hash and flags, keeps an entry from counting"
@@ -396,7 +383,7 @@ def _stopped(lex, entry, h, flag):
 
 @_jit
 def _match(doc, lex, words, n_sentences, counts):
-    "The pivots, and the groups that occur in each sentence, as bits; `counts` gets how often each group occurs"
+    "Start, end and entry of each pivot; the groups in each sentence, as bits; `counts` gets how often each occurs"
     w_start, w_end, w_hash, w_sentence, w_flag = words
     n, cues = len(w_hash), np.zeros(n_sentences, np.uint64)
     starts, ends, chosen = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
@@ -433,7 +420,7 @@ def _match(doc, lex, words, n_sentences, counts):
             counts[lex.group[best]] += 1
             n_pivots += 1
             free = last + 1
-    return Pivots(starts[:n_pivots], ends[:n_pivots], chosen[:n_pivots]), cues
+    return (starts[:n_pivots], ends[:n_pivots], chosen[:n_pivots]), cues
 
 # %% ../../nbs/style/20_scanner.ipynb #6fc153fc
 @_jit
@@ -633,8 +620,8 @@ def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
         n = len(stages)
         out.n_words[d], out.n_sentences[d], out.n_prose[d] = blanks, n, len(prose.hash)
         position = 0.0
-        for start in pivots.start: position += start / len(doc)
-        out.pivot_position[d] = position / len(pivots.start) if len(pivots.start) else np.nan
+        for start in pivots[0]: position += start / len(doc)
+        out.pivot_position[d] = position / len(pivots[0]) if len(pivots[0]) else np.nan
         for s in range(n):
             out.stages[d, stages[s]] += 1
             out.backtracks[d] += back[s] and not (s and back[s - 1]) # neighbours are one section
