@@ -55,14 +55,12 @@ def _measured(traces, features: Sequence[str]) -> _Side:
         raise InputError(f"No column {', '.join(missing)} to compare: measure the traces, or choose from "
                          f"{', '.join(frame)}.")
     if len(frame) < 2: raise InputError(f"A comparison needs at least 2 traces a side, not {len(frame)}: add traces.")
-    return _Side(frame, {f: _numbers(frame[f]) for f in features})
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
-    try: values = pd.to_numeric(column).to_numpy(float, na_value=np.nan)
-    except (ValueError, TypeError):
-        raise InputError(f"Column {column.name} holds more than numbers: leave it out of the features.") from None
-    return np.where(np.isfinite(values), values, np.nan)
+    values = {}
+    for f in features:
+        try: values[f] = pd.to_numeric(frame[f]).to_numpy(float, na_value=np.nan)
+        except (ValueError, TypeError):
+            raise InputError(f"Column {f} holds more than numbers: leave it out of the features.") from None
+    return _Side(frame, {f: np.where(np.isfinite(x), x, np.nan) for f, x in values.items()})
 
 # %% ../../nbs/style/22_compare.ipynb #097fb97d
 class _Column:
@@ -142,15 +140,8 @@ def _units(a: pd.DataFrame, b: pd.DataFrame, by: str) -> np.ndarray:
     return codes
 
 
-class _Resampled(NamedTuple):
-    "One feature: its column, and its statistics (5 × times) in resamples, and with labels shuffled"
-    column: _Column
-    samples: np.ndarray
-    noise: np.ndarray
-
-
-def _resampled(a: _Side, b: _Side, by: str | None, times: int, seed: int) -> dict[str, _Resampled]:
-    "Each feature with two values or more"
+def _resampled(a: _Side, b: _Side, by: str | None, times: int, seed: int) -> dict[str, tuple]:
+    "For features with two values: the column, and its statistics (5 × times) resampled, and with labels shuffled"
     columns = {f: _Column(a.values[f], b.values[f]) for f in a.values}
     columns = {f: c for f, c in columns.items() if len(c.values) > 1 and min(c.a.nnz, c.b.nnz) > 1}
     units, n_a, n_b = None if by is None else _units(a.frame, b.frame, by), len(a.frame), len(b.frame)
@@ -168,7 +159,7 @@ def _resampled(a: _Side, b: _Side, by: str | None, times: int, seed: int) -> dic
         for f, c in columns.items():
             parts[f][0].append(c.statistics(c.a @ of_a, c.b @ of_b))
             parts[f][1].append(c.statistics(c.all @ first, c.all @ (1 - first)))
-    return {f: _Resampled(c, *map(np.hstack, parts[f])) for f, c in columns.items()}
+    return {f: (c, *map(np.hstack, parts[f])) for f, c in columns.items()}
 
 # %% ../../nbs/style/22_compare.ipynb #401174c5
 def compare(
@@ -190,15 +181,15 @@ def compare(
         mean_a, mean_b = (x.mean() if len(x) else np.nan for x in values)
         row = {"feature": f, "n_a": n_a, "n_b": n_b, "mean_a": mean_a, "mean_b": mean_b,
                "note": _note(values, len(a.frame), len(b.frame))}
-        rows.append(row | (_effects(features[f], min(n_a, n_b), level) if f in features else {}))
+        rows.append(row | (_effects(*features[f], min(n_a, n_b), level) if f in features else {}))
     columns = ["n_a", "n_b", "mean_a", "mean_b", "g", "g_low", "g_high", "delta", "delta_low", "delta_high"]
     columns += [f"{name}{end}" for name in ("wasserstein", "js") for end in ("", "_low", "_high", "_noise", "_p")]
     return pd.DataFrame(rows, columns=["feature", *columns, "note"])
 
 
-def _effects(of: _Resampled, n: int, level: float) -> dict[str, float]:
+def _effects(column: _Column, samples: np.ndarray, noise: np.ndarray, n: int, level: float) -> dict[str, float]:
     "Effect sizes and distances of one feature, with their intervals, noise and p values"
-    estimate, samples, noise = of.column.observed(), of.samples, of.noise
+    estimate = column.observed()
     for x in (estimate, samples, noise): x[2] /= x[3] # Wasserstein, in standard deviations
     row = dict(zip(("g", "delta", "wasserstein", "js"), estimate[[0, 1, 2, 4]], strict=True))
     ends = {"delta": _interval(samples[1][np.isfinite(samples[1])], row["delta"], n, (-1, 1), level)}
@@ -414,8 +405,8 @@ def replicates(
 
     def squares(side: _Side) -> np.ndarray: # of the samples and of each resample, a mean over the features
         features = _resampled(side, target, by, bootstrap, seed) # the same draws of the target for either side
-        parts = [[(x[2] / sd[f])**2 for x in (of.column.observed(), of.samples, of.noise)]
-                 for f, of in features.items() if f in sd] # a feature that is the same everywhere is at distance 0
+        parts = [[(x[2] / sd[f])**2 for x in (column.observed(), samples, noise)]
+                 for f, (column, samples, noise) in features.items() if f in sd] # one without spread is at distance 0
         plain, samples, noise = (sum(of) / len(sd) for of in zip(*parts, strict=True)) if parts else np.zeros((3, 1))
         return np.maximum(0, np.append(plain - np.nanmean(noise), samples - 2 * np.nanmean(noise)))
 

@@ -19,10 +19,10 @@ from typing import NamedTuple
 
 from ..files import atomic
 from ..settings import InputError, Lazy, needs
-from .measure import BATCH, Lexicon, file_batches, files_of, lexicon, measure_texts, with_ids
+from .measure import Lexicon, file_batches, files_of, lexicon, measure_texts, with_ids
 
 # %% auto #0
-__all__ = ['Batch', 'count', 'measure_corpus']
+__all__ = ['Batch', 'measure_corpus']
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7501
 pd, pa, pq = Lazy("pandas"), Lazy("pyarrow"), Lazy("pyarrow.parquet") # slow to import
@@ -48,10 +48,7 @@ def _threads(files: list[Path], field: str, lex: Lexicon, workers: int) -> Itera
 
 # %% ../../nbs/style/24_corpus.ipynb #9faff462
 def _measured_block(table: pa.Table, field: str, lexicon_files: tuple) -> pa.Table:
-    lex = lexicon(*lexicon_files)
-    texts = table[field].combine_chunks()
-    parts = [measure_texts(texts[at:at + BATCH], lex) for at in range(0, len(texts), BATCH)]
-    rows = pd.concat(parts, ignore_index=True)
+    rows = measure_texts(table[field].combine_chunks(), lexicon(*lexicon_files))
     ids = table["id"].to_pylist() if "id" in table.column_names else [None] * len(rows)
     rows.insert(0, "id", pd.array([None if i is None else str(i) for i in ids], dtype="str"))
     rows["path"] = pd.array(table["path"].to_pylist(), dtype="str")
@@ -115,37 +112,17 @@ def _write(path: Path, stamp: str, batches: Iterator[Batch]) -> None:
             n += len(batch.rows)
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7503
-def count(
-    path: str | Path, # As for `measure_corpus`
-) -> int | None: # None where a file does not tell
-    "How many traces a corpus holds, where its files tell it"
-    files = files_of(path)
-    if any(f.suffix not in (".parquet", ".pq") for f in files): return None
-    return sum(pq.read_metadata(f).num_rows for f in files)
-
-
 def _with_progress(batches: Iterator[Batch], files: list[Path], progress) -> Iterator[Batch]:
     "The batches, with a bar: traces a second and the time left, by the number of rows where the files tell it"
-    bar = None
-    if progress is None:
-        from tqdm.auto import tqdm
-        totals = [count(f) for f in files]
-        bar = tqdm(total=None if None in totals else sum(totals), unit=" traces", disable=not files, delay=1)
-        progress = bar.update
-    try:
+    from tqdm.auto import tqdm
+    countable = progress is None and all(f.suffix in (".parquet", ".pq") for f in files)
+    total = sum(pq.read_metadata(f).num_rows for f in files) if countable else None
+    with tqdm(total=total, unit=" traces", disable=progress is not None or not files, delay=1) as bar:
         for batch in batches:
             yield batch
-            progress(len(batch.rows))
-    finally:
-        if bar is not None: bar.close()
+            (progress or bar.update)(len(batch.rows))
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7504
-def _batches(files: list[Path], field: str, engine: str, workers: int | None, lexicon_files: tuple) -> Iterator[Batch]:
-    if not files: return iter(())
-    if engine == "ray": return _ray(files, field, lexicon_files)
-    return _threads(files, field, lexicon(*lexicon_files), workers or os.cpu_count() or 1)
-
-
 def measure_corpus(
     path: str | Path, # A file, or a folder of Parquet or JSONL files
     out: str | Path | None = None, # A folder: one file of measures for each file read
@@ -158,20 +135,20 @@ def measure_corpus(
     "`measure` for a corpus: all cores, bounded memory; with `out`, resumable"
     if engine not in ("threads", "ray"): raise InputError(f"engine {engine!r} is not known: use threads or ray.")
     root, files = Path(path), files_of(path)
-    if engine == "ray" and any(f.suffix not in (".parquet", ".pq") for f in files):
-        raise InputError(f'engine="ray" reads Parquet alone: convert the JSONL files of {path}, or use threads.')
     if engine == "ray":
+        if any(f.suffix not in (".parquet", ".pq") for f in files):
+            raise InputError(f'engine="ray" reads Parquet alone: convert the JSONL files of {path}, or use threads.')
         for f in files: next(file_batches(f, field), None) # a missing field is told before Ray starts
     targets = {f: Path(out, f.relative_to(root).with_suffix(".parquet") if root.is_dir() else f.stem + ".parquet")
                for f in files} if out else {}
     stamps = {f: _stamp(f, field, lexicon_files) for f in targets}
     todo = [f for f in files if not out or not _done(targets[f], stamps[f])]
-    batches = _with_progress(_batches(todo, field, engine, workers, lexicon_files), todo, progress)
+    batches = (_ray(todo, field, lexicon_files) if engine == "ray" and todo else
+               _threads(todo, field, lexicon(*lexicon_files), workers or os.cpu_count() or 1))
+    batches = _with_progress(batches, todo, progress)
     if out:
         for file, some in groupby(batches, lambda batch: batch.file): _write(targets[file], stamps[file], some)
         return [targets[f] for f in files]
-    ids, parts = [], []
-    for batch in batches:
-        ids += batch.ids
-        parts.append(batch.rows)
-    return with_ids(pd.concat(parts, ignore_index=True) if parts else measure_texts([]), ids)
+    parts = list(batches)
+    rows = pd.concat([batch.rows for batch in parts] or [measure_texts([])], ignore_index=True)
+    return with_ids(rows, [i for batch in parts for i in batch.ids])

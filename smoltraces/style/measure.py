@@ -12,6 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -173,20 +174,10 @@ def backtracks(
     return sections
 
 # %% ../../nbs/style/21_measure.ipynb #e54ad745
-def _score_counts(groups: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    "How often each thing that the score goes by occurs: pivots by type, and the lexicon's groups for it"
-    return ({t: groups[f"pivots.{t}"] for t in PIVOT_TYPES} |
-            {name.removeprefix("style."): n for name, n in groups.items() if name.startswith("style.")})
-
-
-def _score_parts(groups: dict, n_words: np.ndarray, weights: dict[str, float]) -> dict[str, np.ndarray]:
-    counts = _score_counts(groups)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {name: weight * np.log1p(100 * counts[name] / n_words) for name, weight in weights.items()
-                if name != "bias"}
-
-
-def _logistic(x): return 1 / (1 + np.exp(-x))
+def _score_rates(groups: dict[str, np.ndarray], n_words: np.ndarray, names: Iterable[str]) -> dict[str, np.ndarray]:
+    "How often each thing that the score goes by, a type of pivot or a group of its own, occurs per 100 words"
+    return {name: 100 * groups.get(f"pivots.{name}", groups.get(f"style.{name}")) / np.maximum(n_words, 1)
+            for name in names if name != "bias"}
 
 
 _DECIMALS = 14 # the last bits of a logarithm or an exponential differ between processors
@@ -196,20 +187,14 @@ INITIALS = dict(zip("FEVS", STAGES, strict=True))
 _path_letters = bytes.maketrans(bytes(range(4)), b"FEVS")
 
 
-class _Unreadable(NamedTuple):
-    reason: str
-    text: str = "" # what can be measured all the same
-
-
-def _clean(value) -> Any:
-    "A str, None, or _Unreadable with its reason"
-    if isinstance(value, str): return value
-    if value is None or value is pd.NA or isinstance(value, float) and math.isnan(value): return None
-    if isinstance(value, bytes):
-        try: return value.decode("utf-8")
-        except UnicodeDecodeError as e:
-            return _Unreadable(f"not UTF-8 from byte {e.start}: read with � there", value.decode("utf-8", "replace"))
-    return _Unreadable(f"not a text but {type(value).__name__}")
+def _text(value) -> tuple[str, str | None]:
+    "What can be measured of a value, and why that is not all of it"
+    if isinstance(value, str): return value, None
+    if value is None or value is pd.NA or isinstance(value, float) and math.isnan(value): return "", "no trace"
+    if not isinstance(value, bytes): return "", f"not a text but {type(value).__name__}"
+    try: return value.decode(), None
+    except UnicodeDecodeError as e:
+        return value.decode(errors="replace"), f"not UTF-8 from byte {e.start}: read with � there"
 
 
 def _buffer(texts) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
@@ -220,11 +205,10 @@ def _buffer(texts) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         offsets = np.frombuffer(ends, np.int64 if wide else np.int32)[texts.offset:texts.offset + len(texts) + 1]
         missing = np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)) if texts.null_count else ()
         return np.frombuffer(data or b"", np.uint8), offsets.astype(np.int64), {int(i): "no trace" for i in missing}
-    texts = [_clean(t) for t in texts]
-    notes = {i: "no trace" if t is None else t.reason for i, t in enumerate(texts) if not isinstance(t, str)}
-    data = [_encode(t if isinstance(t, str) else getattr(t, "text", "")) for t in texts]
-    offsets = np.concatenate([[0], np.cumsum([len(d) for d in data], dtype=np.int64)])
-    return np.frombuffer(b"".join(data), np.uint8), offsets, notes
+    texts = [_text(t) for t in texts]
+    data = [_encode(t) for t, _ in texts]
+    offsets = np.cumsum([0, *map(len, data)], dtype=np.int64)
+    return np.frombuffer(b"".join(data), np.uint8), offsets, {i: note for i, (_, note) in enumerate(texts) if note}
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7604
 def measure_texts(
@@ -242,8 +226,12 @@ def measure_texts(
         notes.setdefault(int(i), empty)
     frame = _frame(measures, paths, lex)
     if tokenizer is not None:
+        if isinstance(tokenizer, (str, Path)):
+            from transformers import AutoTokenizer
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         plain = [bytes(data[a:z]).decode("utf-8", "replace") for a, z in zip(offsets, offsets[1:], strict=False)]
-        frame.insert(2, "n_tokens", _tokens(plain, tokenizer))
+        ids = tokenizer(plain, add_special_tokens=False, return_attention_mask=False)["input_ids"] if plain else []
+        frame.insert(2, "n_tokens", [len(one) for one in ids])
     return frame.assign(note=pd.array([notes.get(i) for i in range(len(frame))], dtype="str"))
 
 
@@ -255,7 +243,8 @@ def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a s
         share = by_type / total
         entropy = -np.where(by_type > 0, share * np.log2(share), 0).sum(axis=0)
     rate = np.divide(100, n_words, out=np.full(len(n_words), np.nan), where=n_words > 0)
-    score = _logistic(sum(_score_parts(groups, n_words, lex.score).values()) + lex.score["bias"])
+    rates = _score_rates(groups, n_words, lex.score)
+    score = 1 / (1 + np.exp(-(sum(lex.score[name] * np.log1p(r) for name, r in rates.items()) + lex.score["bias"])))
     def whole(x): return x.astype(np.int64)
     return pd.DataFrame({
         "n_words": whole(n_words), "n_sentences": whole(measures.n_sentences), "pivots": whole(total),
@@ -271,14 +260,6 @@ def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a s
         "repetition": measures.repetition,
         "style_score": np.where(n_words > 0, score.round(_DECIMALS), np.nan)})
 
-# %% ../../nbs/style/21_measure.ipynb #5b0c7606
-def _tokens(texts: list[str], tokenizer) -> list[int]:
-    if isinstance(tokenizer, (str, Path)):
-        from transformers import AutoTokenizer
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False) if texts else {"input_ids": []}
-    return [len(ids) for ids in encoded["input_ids"]]
-
 # %% ../../nbs/style/21_measure.ipynb #08e7505a
 def style_parts(
     text: str, # A trace
@@ -290,10 +271,10 @@ def style_parts(
     data = np.frombuffer(_encode(text), np.uint8)
     measures, _ = scan(data, np.array([0, len(data)]), lex.compiled, len(lex.groups), full=False)
     groups = dict(zip(lex.groups, measures.groups.T, strict=True))
-    counts, parts = _score_counts(groups), _score_parts(groups, measures.n_words, lex.score)
-    return pd.DataFrame({"per_100_words": {k: float(100 * counts[k][0] / max(measures.n_words[0], 1)) for k in parts},
-                         "weight": {k: lex.score[k] for k in parts},
-                         "adds": {k: float(v[0]) for k, v in parts.items()} | {"bias": lex.score["bias"]}})
+    rates = {name: float(rate[0]) for name, rate in _score_rates(groups, measures.n_words, lex.score).items()}
+    return pd.DataFrame({"per_100_words": rates, "weight": {name: lex.score[name] for name in rates},
+                         "adds": {name: lex.score[name] * float(np.log1p(rate)) for name, rate in rates.items()}
+                         | {"bias": lex.score["bias"]}})
 
 # %% ../../nbs/style/21_measure.ipynb #8ce1991d
 BATCH = 256 # traces read at a time
@@ -317,38 +298,26 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
             yield number, row
 
 
-def _parquet_batches(path: Path, field: str) -> Iterator[tuple[list, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    try: file = pq.ParquetFile(path)
-    except (OSError, ValueError): raise InputError(f"{path} is not Parquet: write it again.") from None
-    names = file.schema_arrow.names
-    if field not in names: raise _field_error(field, names, str(path))
-    for batch in file.iter_batches(BATCH, columns=[c for c in ("id", field) if c in names]):
-        texts = batch[field]
-        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)): texts = texts.to_pylist()
-        yield batch["id"].to_pylist() if "id" in names else [None] * len(batch), texts
-
-
-def _jsonl_batches(path: Path, field: str) -> Iterator[tuple[list, list]]:
-    ids, texts = [], []
-    for number, row in jsonl_rows(path):
-        if field not in row: raise _field_error(field, row, f"{path}, line {number},")
-        ids.append(row.get("id"))
-        texts.append(row[field])
-        if len(ids) == BATCH:
-            yield ids, texts
-            ids, texts = [], []
-    if ids: yield ids, texts
-
-
 def file_batches(
     path: Path, # JSONL, Parquet or text
     field: str = "trace",
 ) -> Iterator[tuple[list, Any]]: # ids (None where a trace has none) and texts, `BATCH` at a time
     "The traces of a file"
-    if path.suffix in (".jsonl", ".ndjson", ".json"): yield from _jsonl_batches(path, field)
-    elif path.suffix in (".parquet", ".pq"): yield from _parquet_batches(path, field)
+    if path.suffix in (".jsonl", ".ndjson", ".json"):
+        rows = jsonl_rows(path)
+        while part := list(islice(rows, BATCH)):
+            for number, row in part:
+                if field not in row: raise _field_error(field, row, f"{path}, line {number},")
+            yield [row.get("id") for _, row in part], [row[field] for _, row in part]
+    elif path.suffix in (".parquet", ".pq"):
+        import pyarrow.parquet as pq
+        try: file = pq.ParquetFile(path)
+        except (OSError, ValueError): raise InputError(f"{path} is not Parquet: write it again.") from None
+        names = file.schema_arrow.names
+        if field not in names: raise _field_error(field, names, str(path))
+        for batch in file.iter_batches(BATCH, columns=[c for c in ("id", field) if c in names]):
+            texts = batch[field] if str(batch[field].type) in ("string", "large_string") else batch[field].to_pylist()
+            yield batch["id"].to_pylist() if "id" in names else [None] * len(batch), texts
     elif path.suffix in (".txt", ".md"): yield [path.stem], [path.read_bytes()]
     else: raise InputError(f"{path} is neither .jsonl, .parquet nor .txt: give one of these.")
 
@@ -366,9 +335,6 @@ def files_of(
     return [path]
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c760a
-def _listed(column) -> list: return column.to_pylist() if hasattr(column, "to_pylist") else list(column)
-
-
 def batches(
     traces, # Anything that `measure` takes
     field: str = "trace",
@@ -382,7 +348,9 @@ def batches(
         if field not in names: raise _field_error(field, names)
         for at in range(0, len(traces), BATCH):
             part = traces.iloc[at:at + BATCH] if isinstance(traces, pd.DataFrame) else traces[at:at + BATCH]
-            yield _listed(part["id"]) if "id" in names else [None] * len(part[field]), _listed(part[field])
+            ids, texts = (c.to_pylist() if hasattr(c, "to_pylist") else list(c)
+                          for c in (part["id" if "id" in names else field], part[field]))
+            yield ids if "id" in names else [None] * len(texts), texts
     else:
         rows = list(traces)
         if rows and isinstance(rows[0], dict):

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', 'APOSTROPHE', 'CLOSER', 'OPENER', 'HYPHEN',
-           'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'PLACES', 'characters', 'Spans',
-           'Words', 'Sentences', 'Compiled', 'Pivots', 'Prose', 'Room', 'words', 'Entry', 'compile_lexicon', 'Sizes',
-           'Sentence', 'Reading', 'read', 'Measures', 'scan']
+           'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'LEAD', 'FIRST', 'FUNCTION',
+           'ABBREVIATION', 'PLACES', 'characters', 'Table', 'Words', 'Sentences', 'words', 'Entry', 'Compiled',
+           'compile_lexicon', 'Prose', 'Sentence', 'Reading', 'read', 'Measures', 'scan']
 
 # %% ../../nbs/style/20_scanner.ipynb #dbae15d1
 import functools
 import os
 import unicodedata
+from collections import defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -37,19 +38,15 @@ def _kind_of(c: int) -> int:
     return WORD if unicodedata.category(char)[0] in "LNM" else OTHER
 
 
-def _lower_of(c: int) -> int:
-    if chr(c) in _by_kind[APOSTROPHE]: return ord("'")
-    low = chr(c).lower()
-    return ord(low) if len(low) == 1 and ord(low) < 65536 else c
-
-
 @functools.cache
 def characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]: # kind and lower case of code points < 65536; ASCII words
     "Tables of characters; the third holds the lower case of ASCII letters and digits, and 0 for every other byte"
-    kinds = np.array([OTHER if 0xD800 <= c < 0xE000 else _kind_of(c) for c in range(65536)], np.uint8)
-    lower = np.array([c if 0xD800 <= c < 0xE000 else _lower_of(c) for c in range(65536)], np.uint16)
-    ascii_word = np.array([lower[c] if c < 128 and kinds[c] == WORD else 0 for c in range(256)], np.uint8)
-    return kinds, lower, ascii_word
+    kinds = np.array([_kind_of(c) for c in range(65536)], np.uint8)
+    lower = np.arange(65536, dtype=np.uint16)
+    for c in range(65536):
+        low = "'" if chr(c) in _by_kind[APOSTROPHE] else chr(c).lower()
+        if len(low) == 1 and ord(low) < 65536: lower[c] = ord(low)
+    return kinds, lower, np.where((np.arange(256) < 128) & (kinds[:256] == WORD), lower[:256], 0).astype(np.uint8)
 
 
 @_jit
@@ -70,33 +67,37 @@ def _kind(c, kinds):
     return np.uint8(IDEOGRAPH) if 0x20000 <= c < 0x40000 else np.uint8(OTHER)
 
 # %% ../../nbs/style/20_scanner.ipynb #34233fce
-_BLANK_LINE, _FENCE, _DOLLARS, _BRACKET, _PAREN, _TICK, _DOLLAR, _QUOTE, _CURLY, _END, _LINE = range(11)
-_width = np.array([0, 3, 2, 2, 2, 1, 1, 1, 3, 5, 0]) # bytes of each closing mark
+_pairs = [pair.encode().split() for pair in (
+    "``` ```", "$$ $$", r"\[ \]", r"\( \)", r"\begin{ \end{", "“ ”", '" "', "` `", "$ $")]
+_FENCE, _QUOTE, _TICK, _DOLLAR, _LINE, _BLANK_LINE = 0, 6, 7, 8, 9, 10
+_opening, _closing = (np.array([list(mark.ljust(8, b"\0")) for mark in marks], np.uint8)
+                      for marks in zip(*_pairs, strict=True))
+_widths = np.array([[len(mark) for mark in pair] for pair in _pairs])
+_opens = np.array([c in b"`>$\\\"\xe2" for c in range(256)]) # first bytes
+
+
+@_jit
+def _stands(doc, i, mark):
+    "Whether a mark, its bytes up to the first 0, stands at byte i"
+    k = 0
+    while mark[k] and i + k < len(doc) and doc[i + k] == mark[k]: k += 1
+    return mark[k] == 0
 
 
 @_jit
 def _closes(doc, i, mark):
     c, n = doc[i], len(doc)
     after = doc[i + 1] if i + 1 < n else 0
-    if mark == _FENCE: return c == 96 and after == 96 and i + 2 < n and doc[i + 2] == 96
-    if mark == _DOLLARS: return c == 36 and after == 36
-    if mark == _BRACKET: return c == 92 and after == 93
-    if mark == _PAREN: return c == 92 and after == 41
-    if mark == _TICK: return c == 96
+    if mark == _LINE: return c == 10 or c == 13
     if mark == _DOLLAR: # not "$5 and $6", nor an escaped one
         return c == 36 and doc[i - 1] != 32 and doc[i - 1] != 92 and not 48 <= after <= 57
-    if mark == _QUOTE: return c == 34
-    if mark == _CURLY: return c == 0xE2 and after == 0x80 and i + 2 < n and doc[i + 2] == 0x9D
-    if mark == _END: # \end{
-        return c == 92 and after == 101 and i + 4 < n and doc[i + 2] == 110 and doc[i + 4] == 123
-    if mark == _LINE: return c == 10 or c == 13
-    # What is left is _BLANK_LINE: a second line break with only blanks between.
+    if mark != _BLANK_LINE: return _stands(doc, i, _closing[mark])
     if c != 10 and not (c == 13 and after != 10): return False
     j = i + 1
     while j < n and (doc[j] == 32 or doc[j] == 9): j += 1
     return j < n and (doc[j] == 10 or doc[j] == 13)
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7202
+
 @_jit
 def _next(doc, i, mark, ahead):
     "The first closing `mark` at or after byte i, else the end; `ahead` remembers the answer for each mark"
@@ -106,77 +107,55 @@ def _next(doc, i, mark, ahead):
         ahead[mark] = j
     return ahead[mark]
 
-
+# %% ../../nbs/style/20_scanner.ipynb #5b0c7202
 @_jit
 def _quoted_until(doc, i, ahead):
     "Where the code, mathematics or quotation that opens at byte i ends; i where none opens"
-    n, c = len(doc), doc[i]
-    after = doc[i + 1] if i + 1 < n else np.uint8(0)
-    before = doc[i - 1] if i else np.uint8(10)
-    opens = before == 32 or before == 10 or before == 13 or before == 9 or before == 40 # not joined to a word
-    if c == 96 and after == 96 and i + 2 < n and doc[i + 2] == 96: return min(_next(doc, i + 3, _FENCE, ahead) + 3, n)
-    if c == 62: return _next(doc, i, _LINE, ahead) if after == 32 and (before == 10 or before == 13) else i
-    if c == 96: mark, opened = _TICK, i + 1
-    elif c == 36 and after == 36: mark, opened = _DOLLARS, i + 2
-    elif c == 36: mark, opened = _DOLLAR, i + 1
-    elif c == 92 and after == 91: mark, opened = _BRACKET, i + 2
-    elif c == 92 and after == 40: mark, opened = _PAREN, i + 2
-    elif c == 92 and after == 98 and i + 6 < n and doc[i + 2] == 101 and doc[i + 6] == 123: mark, opened = _END, i + 7
-    elif c == 34 and opens: mark, opened = _QUOTE, i + 1
-    elif c == 0xE2 and after == 0x80 and i + 2 < n and doc[i + 2] == 0x9C: mark, opened = _CURLY, i + 3
-    else: return i
+    n, mark, before = len(doc), 0, doc[i - 1] if i else np.uint8(10)
+    if doc[i] == 62: # "> " at the beginning of a line
+        return _next(doc, i, _LINE, ahead) if (before == 10 or before == 13) and i + 1 < n and doc[i + 1] == 32 else i
+    while mark < _LINE and not _stands(doc, i, _opening[mark]): mark += 1
+    if mark == _LINE: return i
+    inside = i + _widths[mark, 0]
+    after = doc[inside] if inside < n else np.uint8(0)
+    if mark == _FENCE: return min(_next(doc, inside, mark, ahead) + 3, n)
+    if mark == _QUOTE and not (before == 32 or before == 10 or before == 13 or before == 9 or before == 40): return i
     if (mark == _DOLLAR or mark == _QUOTE) and (after == 32 or after == 10): return i
-    closed = _next(doc, opened, mark, ahead)
-    within = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
-    return i if closed >= n or closed > within else closed + _width[mark]
+    end = _next(doc, inside, mark, ahead)
+    limit = _next(doc, i, _LINE if mark == _DOLLAR or mark == _TICK else _BLANK_LINE, ahead)
+    return i if end >= n or end > limit else end + _widths[mark, 1]
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7204
-class Spans(NamedTuple):
-    "Parts of a text, in order"
-    start: np.ndarray # Byte, int32
-    end: np.ndarray
+# %% ../../nbs/style/20_scanner.ipynb #5edbae77
+START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH, LEAD, FIRST, FUNCTION, ABBREVIATION = 1 << np.arange(10)
+_offset, _prime, _29 = np.uint64(14695981039346656037), np.uint64(1099511628211), np.uint64(29) # of the FNV-1a hash
 
 
-_opens = np.array([c in b"`>$\\\"\xe2" for c in range(256)])
+class Table(NamedTuple):
+    "A hash table; no key is 0"
+    keys: np.ndarray   # uint64
+    values: np.ndarray # int32
+
+
+def _table(pairs: dict[int, int]) -> Table:
+    size = 8
+    while size < 8 * len(pairs): size *= 2
+    table = Table(np.zeros(size, np.uint64), np.zeros(size, np.int32))
+    for key, value in pairs.items():
+        at = key & size - 1
+        while table.keys[at]: at = at + 1 & size - 1
+        table.keys[at], table.values[at] = key, value
+    return table
 
 
 @_jit
-def _quotes(doc, spans):
-    "Fill where code, mathematics and quotations begin and end; how many there are"
-    ahead = np.full(11, -1, np.int64)
-    i, n = 0, 0
-    while i < len(doc):
-        end = _quoted_until(doc, i, ahead) if _opens[doc[i]] else i
-        if end > i:
-            spans.start[n], spans.end[n] = i, end
-            n += 1
-        i = max(end, i + 1)
-    return n
-
-# %% ../../nbs/style/20_scanner.ipynb #5edbae77
-START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH = 1, 2, 4, 8, 16, 32
-_offset, _prime = np.uint64(14695981039346656037), np.uint64(1099511628211) # of the FNV-1a hash
-_29, _32 = np.uint64(29), np.uint64(32)
-
-
-class Words(NamedTuple):
-    "The words of a text, in order"
-    start: np.ndarray    # Byte, int32
-    end: np.ndarray
-    hash: np.ndarray     # Of its lower case, uint64
-    sentence: np.ndarray # Its number
-    flag: np.ndarray     # What stands before it
-    number: np.ndarray   # In the lexicon
-
-
-class Sentences(NamedTuple):
-    "The sentences of a text, in order"
-    start: np.ndarray     # Byte, int32
-    end: np.ndarray
-    cues: np.ndarray      # The groups of the lexicon that occur in it, as bits
-    paragraph: np.ndarray # Whether a paragraph begins with it
-    stage: np.ndarray
-    back: np.ndarray      # Whether it backtracks
+def _find(table, key):
+    "The value of a key, or 0"
+    mask = np.uint64(len(table.keys) - 1)
+    at = key & mask
+    while table.keys[at]:
+        if table.keys[at] == key: return table.values[at]
+        at = at + np.uint64(1) & mask
+    return np.int32(0)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7206
 @_jit
@@ -190,7 +169,7 @@ def _goes_on(doc, j, first, kinds, lower):
     elif k != WORD and (k != IDEOGRAPH or j > first): return np.uint64(0), 0
     return np.uint64(lower[c] if c < 65536 else c), size
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7208
+
 @_jit
 def _stop_end(doc, i, size, kinds):
     "Where the stop at byte i ends, closing marks included, if it can end a sentence; else -1"
@@ -202,24 +181,32 @@ def _stop_end(doc, i, size, kinds):
         j += width
     return j
 
-
-@_jit
-def _shortened(doc, i, start, h, abbreviations):
-    "Whether the point at byte i is of the word before it, which begins at `start`: of an initial or an abbreviation"
-    if i - start == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73: return True # J. Doe, but not I.
-    for a in abbreviations:
-        if h == a: return True
-    return False
-
 # %% ../../nbs/style/20_scanner.ipynb #5b0c720a
+class Words(NamedTuple):
+    "The words of a text, in order"
+    start: np.ndarray    # Byte, int32
+    end: np.ndarray
+    hash: np.ndarray     # Of its lower case, uint64
+    sentence: np.ndarray # Its number
+    flag: np.ndarray
+
+
+class Sentences(NamedTuple):
+    "The sentences of a text, in order"
+    start: np.ndarray     # Byte, int32
+    end: np.ndarray
+    paragraph: np.ndarray # Whether a paragraph begins with it
+
+
 @_jit
-def _words(doc, tables, abbreviations, words, sentences, quotes):
-    "Fill the words and sentences; how many words, words by blank space, and sentences there are"
+def _words(doc, tables, traits):
+    "The words, the sentences, and how many words there are by blank space; `traits` is a Table of flags by hash"
     kinds, lower, ascii_word = tables
-    w_start, w_end, w_hash, w_sentence, w_flag, _ = words # names of their own: a field is looked up at each use
-    s_start, s_end, q_start, q_end = sentences.start, sentences.end, quotes.start, quotes.end
-    n, n_quotes, quote = len(doc), _quotes(doc, quotes), 0
-    i = n_words = blanks = n_sentences = lines = line_start = 0
+    n, most, ahead = len(doc), len(doc) // 2 + 2, np.full(11, -1, np.int64) # at most so many words, and sentences
+    w_start, w_end, w_sentence = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.int32)
+    w_hash, w_flag = np.empty(most, np.uint64), np.empty(most, np.uint16)
+    s_start, s_end, s_paragraph = np.empty(most, np.int32), np.empty(most, np.int32), np.empty(most, np.bool_)
+    i = quote_end = n_words = blanks = n_sentences = lines = line_start = 0
     flags = START | AFTER_COMMA | PARAGRAPH
     in_sentence, spaced, joined = False, True, False
     while i < n:
@@ -228,8 +215,8 @@ def _words(doc, tables, abbreviations, words, sentences, quotes):
             spaced, joined = True, False
             i += 1
             continue
-        while quote < n_quotes and i >= q_end[quote]: quote += 1
-        quoted = quote < n_quotes and i >= q_start[quote]
+        if i >= quote_end and _opens[c]: quote_end = _quoted_until(doc, i, ahead)
+        quoted = i < quote_end
         if c < 128: k = kinds[c]
         else:
             c, size = _char(doc, i)
@@ -273,10 +260,10 @@ def _words(doc, tables, abbreviations, words, sentences, quotes):
             h ^= h >> _29
             if not in_sentence:
                 in_sentence = True
-                s_start[n_sentences] = i
+                s_start[n_sentences], s_paragraph[n_sentences] = i, flags & PARAGRAPH != 0
             w_start[n_words], w_end[n_words], w_hash[n_words], w_sentence[n_words] = i, j, h, n_sentences
             w_flag[n_words] = (flags | (QUOTED if quoted else 0) | (NUMBER if 48 <= doc[i] <= 57 else 0)
-                               | (HYPHENATED if joined else 0))
+                               | (HYPHENATED if joined else 0) | _find(traits, h))
             s_end[n_sentences] = j
             n_words += 1
             flags = lines = 0
@@ -291,8 +278,8 @@ def _words(doc, tables, abbreviations, words, sentences, quotes):
                 if j >= 0:
                     after_word = c == 46 and in_sentence and w_end[last] == i
                     item = after_word and last == line_start and w_flag[last] & NUMBER != 0 # "1." opens a list item
-                    ends = not item and not (after_word
-                                             and _shortened(doc, i, w_start[last], w_hash[last], abbreviations))
+                    initial = after_word and i - w_start[last] == 1 and 65 <= doc[i - 1] <= 90 and doc[i - 1] != 73 # I
+                    ends = not (item or initial or after_word and w_flag[last] & ABBREVIATION)
                     if item or ends: flags |= START | AFTER_COMMA
                     if ends and in_sentence:
                         s_end[n_sentences] = j
@@ -305,91 +292,22 @@ def _words(doc, tables, abbreviations, words, sentences, quotes):
             elif k == OPENER: flags |= START | AFTER_COMMA
             elif k == HYPHEN and not joined: flags |= AFTER_COMMA
         i += size
-    return n_words, blanks, n_sentences + in_sentence
-
-# %% ../../nbs/style/20_scanner.ipynb #7aafe700
-PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
-_lead, _first, _function = 1, 2, 4 # traits of a word: may stand before a phrase; begins one; carries no content
-_anything = -2 # as a word that must not follow: any number
-
-
-class Compiled(NamedTuple):
-    "A lexicon as the reader wants it; words, nodes of the trie, entries and groups are numbers"
-    hashes: np.ndarray       # word -> its hash
-    slots: np.ndarray        # (hash * seed) >> shift -> word
-    seed: np.uint64
-    shift: np.uint64
-    traits: np.ndarray       # word -> traits; the last word stands for every unknown one
-    roots: np.ndarray        # word -> node
-    edge_keys: np.ndarray    # hash table of (node << 32 | word) -> node
-    edge_nodes: np.ndarray
-    entries: np.ndarray      # node -> its first entry; those of node i end where those of i + 1 begin
-    place: np.ndarray        # entry -> index in PLACES
-    mark: np.ndarray         # entry -> byte that must follow, or 0
-    group: np.ndarray        # entry -> group, at most 64 of them; the first `pivots` groups are pivots
-    stops: np.ndarray        # entry -> its first word in `stop_words`
-    stop_words: np.ndarray
-    pivots: int
-    abbreviations: np.ndarray
-    stages: np.ndarray       # stage -> bits of its groups
-    weights: np.ndarray      # group -> what it adds to a sentence's backtracking score
-    bias: float
-
-# %% ../../nbs/style/20_scanner.ipynb #5b0c720c
-class Pivots(NamedTuple):
-    "The pivots of a text, in order"
-    word: np.ndarray  # Its first word
-    last: np.ndarray  # Its last
-    entry: np.ndarray # Of the lexicon
-
-
-class Prose(NamedTuple):
-    "The words of a text that are the writer's own, in order, and what their variety is measured with"
-    hash: np.ndarray
-    sentence: np.ndarray
-    content: np.ndarray  # Whether the word carries content
-    seen: np.ndarray     # Where the same word stood last, or -1
-    mirrored: np.ndarray # The same for the text read backwards
-    grams: np.ndarray    # The hash of each four words
-    keys: np.ndarray     # Hash table: hash -> place
-    places: np.ndarray
-
-
-class Room(NamedTuple):
-    "All that is read of a text"
-    quotes: Spans
-    words: Words
-    sentences: Sentences
-    pivots: Pivots
-    prose: Prose
-    groups: np.ndarray # How often each group of the lexicon occurs
-
-
-@_jit
-def _room(size, groups):
-    "Room for a text of so many bytes"
-    n = size // 2 + 2 # at most so many words, and so many sentences
-    slots = 64
-    while slots < 2 * n: slots *= 2
-    def ints(): return np.empty(n, np.int32)
-    def hashes(): return np.empty(n, np.uint64)
-    def bits(): return np.empty(n, np.uint8)
-    return Room(Spans(ints(), ints()), Words(ints(), ints(), hashes(), ints(), bits(), ints()),
-                Sentences(ints(), ints(), hashes(), bits(), bits(), bits()), Pivots(ints(), ints(), ints()),
-                Prose(hashes(), ints(), np.empty(n, np.bool_), ints(), ints(), hashes(), np.empty(slots, np.uint64),
-                      np.empty(slots, np.int32)), np.zeros(groups, np.int64))
+    n_sentences += in_sentence
+    return (Words(w_start[:n_words], w_end[:n_words], w_hash[:n_words], w_sentence[:n_words], w_flag[:n_words]),
+            Sentences(s_start[:n_sentences], s_end[:n_sentences], s_paragraph[:n_sentences]), blanks)
 
 
 def words(
     text: str,
 ) -> list[tuple[int, int, int]]: # Byte offsets and hash of each word
     "The words of a text, as the reader cuts them"
-    doc = np.frombuffer(text.encode("utf-8", "replace"), np.uint8)
-    room = _room(len(doc), 0)
-    n, _, _ = _words(doc, characters(), np.zeros(0, np.uint64), room.words, room.sentences, room.quotes)
-    return list(zip(*(x[:n].tolist() for x in room.words[:3]), strict=True))
+    columns, _, _ = _words(np.frombuffer(text.encode("utf-8", "replace"), np.uint8), characters(), _table({}))
+    return list(zip(*(column.tolist() for column in columns[:3]), strict=True))
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c720f
+# %% ../../nbs/style/20_scanner.ipynb #7aafe700
+PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
+
+
 class Entry(NamedTuple):
     "A phrase in one group"
     phrase: str
@@ -398,42 +316,20 @@ class Entry(NamedTuple):
     unless: tuple[str, ...] = () # words that must not follow; "#" is any number
 
 
-def _hash_table(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
-    size = 8
-    while size < 4 * len(pairs): size *= 2
-    keys, values = np.zeros(size, np.uint64), np.full(size, -1, np.int32)
-    for key, value in pairs:
-        at = (key ^ key >> 29) & size - 1
-        while values[at] >= 0: at = at + 1 & size - 1
-        keys[at], values[at] = key, value
-    return keys, values
-
-
-def _slots(hashes: np.ndarray, bits: int = 15) -> tuple[np.ndarray, np.uint64, np.uint64]:
-    "A table of words without collisions, its seed and its shift"
-    rng, shift = np.random.default_rng(0), np.uint64(64 - bits)
-    while True:
-        seed = rng.integers(1 << 63, dtype=np.uint64) | np.uint64(1)
-        at = hashes[:-1] * seed >> shift
-        if len(np.unique(at)) == len(at): break
-    slots = np.full(1 << bits, len(hashes) - 1, np.int16)
-    slots[at] = np.arange(len(at))
-    return slots, seed, shift
-
-
-def _trie(entries: list[Entry], numbers) -> tuple[list[dict[int, int]], list[list[Entry]]]:
-    "For each node, its children by word, and the entries whose phrase ends there"
-    trie, at_node = [{}], [[]]
-    for entry in entries:
-        node = 0
-        for word in numbers(entry.phrase):
-            if word not in trie[node]:
-                trie[node][word] = len(trie)
-                trie.append({})
-                at_node.append([])
-            node = trie[node][word]
-        if node: at_node[node].append(entry)
-    return trie, at_node
+class Compiled(NamedTuple):
+    "A lexicon as the reader wants it; nodes of the trie, entries and groups are numbers"
+    traits: Table            # hash of a word -> flags
+    edges: Table             # hash of a word ^ node -> node; the root is 0
+    entries: np.ndarray      # node -> its first entry; those of node i end where those of i + 1 begin
+    place: np.ndarray        # entry -> index in PLACES
+    mark: np.ndarray         # entry -> byte that must follow, or 0
+    group: np.ndarray        # entry -> group, at most 64 of them; the first `pivots` groups are pivots
+    stops: np.ndarray        # entry -> its first word in `stop_words`
+    stop_words: np.ndarray   # hashes, 0 for any number
+    pivots: int
+    stages: np.ndarray       # stage -> bits of its groups
+    weights: np.ndarray      # group -> what it adds to a sentence's backtracking score
+    bias: float
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7210
 def compile_lexicon(
@@ -447,141 +343,132 @@ def compile_lexicon(
     bias: float = -1.0,
 ) -> tuple[Compiled, list[Entry]]: # With the entries in the order in which matches number them
     "A lexicon as arrays"
-    ids: dict[int, int] = {} # hash -> number of a word
-    def numbers(phrase): return [ids.setdefault(h, len(ids)) for _, _, h in words(phrase)]
+    edges, at_node, traits = {}, [[]], defaultdict(int)
+    def hashes(phrase): return [h for _, _, h in words(phrase)]
     def starts(lists): return np.cumsum([0, *map(len, lists)]).astype(np.int32)
-    trie, at_node = _trie(entries, numbers)
+    for entry in entries:
+        node = 0
+        for h in hashes(entry.phrase):
+            if not node: traits[h] |= int(FIRST)
+            if h ^ node not in edges:
+                edges[h ^ node] = len(at_node)
+                at_node.append([])
+            node = edges[h ^ node]
+        if node: at_node[node].append(entry)
+    for flag, phrases, which in ((LEAD, leads, slice(None)), (FUNCTION, functions, slice(None)),
+                                 (ABBREVIATION, abbreviations, slice(-1, None))): # of "e.g", the word before its point
+        for phrase in phrases:
+            for h in hashes(phrase)[which]: traits[h] |= int(flag)
     ordered = [e for node in at_node for e in node]
-    stops = [[_anything if w == "#" else numbers(w)[0] for w in e.unless] for e in ordered]
-    lead, function = ({w for phrase in many for w in numbers(phrase)} for many in (leads, functions))
-    roots = np.full(len(ids) + 1, -1, np.int32)
-    roots[list(trie[0])] = list(trie[0].values())
-    traits = [_lead * (w in lead) | _first * (roots[w] >= 0) | _function * (w in function) for w in range(len(ids))]
-    hashes = np.array([*ids, 0], np.uint64)
-    slots, seed, shift = _slots(hashes)
-    keys, nodes = _hash_table([(node << 32 | word, child) for node, children in enumerate(trie) if node
-                               for word, child in children.items()])
+    stops = [[0 if w == "#" else hashes(w)[0] for w in e.unless] for e in ordered]
     strengths = np.zeros(64)
     for group, weight in (weights or {}).items(): strengths[group] = weight
     return Compiled(
-        hashes=hashes, slots=slots, seed=seed, shift=shift, traits=np.array([*traits, 0], np.uint8), roots=roots,
-        edge_keys=keys, edge_nodes=nodes, entries=starts(at_node),
+        traits=_table(traits), edges=_table(edges), entries=starts(at_node),
         place=np.array([PLACES.index(e.place) for e in ordered], np.uint8),
         mark=np.array([e.phrase[-1].encode()[-1] if e.phrase[-1] in "?:!,." else 0 for e in ordered], np.uint8),
         group=np.array([e.group for e in ordered], np.int32), stops=starts(stops),
-        stop_words=np.array([w for s in stops for w in s], np.int32), pivots=pivots,
-        abbreviations=np.array([words(a)[-1][2] for a in abbreviations], np.uint64),
+        stop_words=np.array([w for s in stops for w in s], np.uint64), pivots=pivots,
         stages=np.array(stages, np.uint64), weights=strengths, bias=float(bias)), ordered
 
 # %% ../../nbs/style/20_scanner.ipynb #b5c5e075
 @_jit
-def _edge(key, keys, nodes):
-    mask = np.uint64(len(keys) - 1)
-    at = (key ^ key >> _29) & mask
-    while nodes[at] >= 0:
-        if keys[at] == key: return nodes[at]
-        at = at + np.uint64(1) & mask
-    return np.int32(-1)
-
-
-@_jit
-def _stopped(lex, entry, word, flag):
+def _stopped(lex, entry, h, flag):
+    "Whether the word that follows, by its hash and flags, keeps an entry from counting"
     if flag & AFTER_COMMA: return False # "wait, 13" turns; "wait 13 minutes" does not
     for k in range(lex.stops[entry], lex.stops[entry + 1]):
-        if lex.stop_words[k] == word or lex.stop_words[k] == _anything and flag & NUMBER: return True
+        if lex.stop_words[k] == h or lex.stop_words[k] == 0 and flag & NUMBER: return True
     return False
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7211
+
 @_jit
-def _match(doc, lex, n, words, sentences, pivots, counts):
-    "Fill the words' numbers, the pivots, the groups in each sentence and their counts; how many pivots there are"
-    _, w_end, w_hash, w_sentence, w_flag, w_number = words
-    cues, unknown = sentences.cues, len(lex.hashes) - 1
-    for i in range(n):
-        word = lex.slots[w_hash[i] * lex.seed >> lex.shift]
-        w_number[i] = word if lex.hashes[word] == w_hash[i] else unknown
-    counts[:] = 0
-    if n: cues[:w_sentence[n - 1] + 1] = 0
+def _match(doc, lex, words, n_sentences, counts):
+    "Start, end and entry of each pivot; the groups in each sentence, as bits; `counts` gets how often each occurs"
+    w_start, w_end, w_hash, w_sentence, w_flag = words
+    n, cues = len(w_hash), np.zeros(n_sentences, np.uint64)
+    starts, ends, chosen = np.empty(n, np.int32), np.empty(n, np.int32), np.empty(n, np.int32)
     n_pivots, free, led, led_clause, led_paragraph = 0, 0, -1, -1, -1
     for i in range(n):
-        trait = lex.traits[w_number[i]]
-        if trait & (_lead | _first) == 0: continue
         flag, sentence = w_flag[i], w_sentence[i]
+        if flag & (LEAD | FIRST) == 0: continue
         start = flag & START != 0 or led == i
         clause = start or flag & AFTER_COMMA != 0 or led_clause == i
         paragraph = flag & PARAGRAPH != 0 or led_paragraph == i
-        if trait & _lead:
+        if flag & LEAD:
             if start: led = i + 1
             if clause: led_clause = i + 1
             if paragraph: led_paragraph = i + 1
-        if trait & _first == 0 or flag & (QUOTED | HYPHENATED): continue
-        node, j, best, last = lex.roots[w_number[i]], i, -1, -1
-        while node >= 0:
+        if flag & FIRST == 0 or flag & (QUOTED | HYPHENATED): continue
+        node, j, best, last = _find(lex.edges, w_hash[i]), i, -1, -1
+        while node > 0:
             joined = j + 1 < n and w_sentence[j + 1] == sentence
             for e in range(lex.entries[node], lex.entries[node + 1]):
                 place, mark = lex.place[e], lex.mark[e]
                 if place == 2 and not start or place == 1 and not clause or place == 3 and not paragraph: continue
                 if mark and not (w_end[j] < len(doc) and doc[w_end[j]] == mark): continue
                 if joined and w_flag[j + 1] & HYPHENATED: continue
-                if joined and not mark and _stopped(lex, e, w_number[j + 1], w_flag[j + 1]): continue
+                if joined and not mark and _stopped(lex, e, w_hash[j + 1], w_flag[j + 1]): continue
                 group = lex.group[e]
                 cues[sentence] |= np.uint64(1) << np.uint64(group)
-                counts[group] += 1
                 if group < lex.pivots: best, last = e, j
+                else: counts[group] += 1
             j += 1
-            if j >= n or w_number[j] == unknown or w_sentence[j] != sentence or w_flag[j] & QUOTED: break
-            node = _edge(np.uint64(node) << _32 | np.uint64(w_number[j]), lex.edge_keys, lex.edge_nodes)
+            if j >= n or w_sentence[j] != sentence or w_flag[j] & QUOTED: break
+            node = _find(lex.edges, w_hash[j] ^ np.uint64(node))
         if best >= 0 and i >= free:
-            pivots.word[n_pivots], pivots.last[n_pivots], pivots.entry[n_pivots] = i, last, best
+            starts[n_pivots], ends[n_pivots], chosen[n_pivots] = w_start[i], w_end[last], best
+            counts[lex.group[best]] += 1
             n_pivots += 1
             free = last + 1
-    return n_pivots
+    return (starts[:n_pivots], ends[:n_pivots], chosen[:n_pivots]), cues
 
 # %% ../../nbs/style/20_scanner.ipynb #6fc153fc
 @_jit
-def _stages(lex, n, sentences):
-    state = calm = 0
+def _stages(lex, cues, paragraph):
+    n, state, calm = len(cues), 0, 0
+    stages = np.empty(n, np.uint8)
     for s in range(n):
-        cues, paragraph = sentences.cues[s], sentences.paragraph[s]
         calm += 1
-        if cues & lex.stages[0] and (state == 0 or s < 0.1 * n): state = calm = 0
-        elif cues & lex.stages[2]: state = 2
-        elif cues & lex.stages[3]: state = 3
-        elif cues & lex.stages[1]: state = 1
-        elif state == 0: state = 1 if calm > 2 or paragraph and s else 0
-        elif paragraph: state = 1
-        sentences.stage[s] = state
+        if cues[s] & lex.stages[0] and (state == 0 or s < 0.1 * n): state = calm = 0
+        elif cues[s] & lex.stages[2]: state = 2
+        elif cues[s] & lex.stages[3]: state = 3
+        elif cues[s] & lex.stages[1]: state = 1
+        elif state == 0: state = 1 if calm > 2 or paragraph[s] and s else 0
+        elif paragraph[s]: state = 1
+        stages[s] = state
+    return stages
 
 
 @_jit
-def _backtracks(lex, n, sentences):
-    for s in range(n):
-        score, cues, group = lex.bias, sentences.cues[s], 0
-        while cues:
-            if cues & np.uint64(1): score += lex.weights[group]
-            cues >>= np.uint64(1)
+def _backtracks(lex, cues):
+    scores = np.full(len(cues), lex.bias)
+    for s in range(len(cues)):
+        bits, group = cues[s], 0
+        while bits:
+            if bits & np.uint64(1): scores[s] += lex.weights[group]
+            bits >>= np.uint64(1)
             group += 1
-        sentences.back[s] = score > 0
+    return scores > 0
 
 # %% ../../nbs/style/20_scanner.ipynb #da22b63a
 @_jit
-def _last_seen(n, hashes, prose):
-    "Fill seen[i]: where the i-th of `hashes` stood last, or -1"
-    keys, at, seen = prose.keys, prose.places, prose.seen
+def _last_seen(hashes):
+    "For each of `hashes`, where the same stood last, or -1"
     size = 64
-    while size < 2 * n: size *= 2
-    at[:size] = -1
-    mask = np.uint64(size - 1)
-    for i in range(n):
-        h = hashes[i]
+    while size < 2 * len(hashes): size *= 2
+    keys, at, mask = np.empty(size, np.uint64), np.full(size, -1, np.int32), np.uint64(size - 1)
+    seen = np.empty(len(hashes), np.int32)
+    for i, h in enumerate(hashes):
         slot = h >> np.uint64(20) & mask
         while at[slot] >= 0 and keys[slot] != h: slot = slot + np.uint64(1) & mask
         seen[i], keys[slot], at[slot] = at[slot], h, i
+    return seen
 
 
 @_jit
-def _mattr(n, seen, window=50):
-    w, types = min(window, n), 0
+def _mattr(seen, window=50):
+    n, types = len(seen), 0
+    w = min(window, n)
     if n == 0: return np.nan
     for i in range(n):
         first, last = max(seen[i] + 1, i - w + 1, 0), min(i, n - w)
@@ -590,8 +477,8 @@ def _mattr(n, seen, window=50):
 
 
 @_jit
-def _mtld_one_way(n, seen, threshold):
-    factors, start, types = 0.0, 0, 0
+def _mtld_one_way(seen, threshold):
+    n, factors, start, types = len(seen), 0.0, 0, 0
     for i in range(n):
         types += seen[i] < start
         if types / (i - start + 1) <= threshold:
@@ -602,33 +489,27 @@ def _mtld_one_way(n, seen, threshold):
 
 
 @_jit
-def _mtld(n, prose, threshold=0.72):
-    seen, mirrored = prose.seen, prose.mirrored
+def _mtld(seen, threshold=0.72):
+    n = len(seen)
     if n == 0: return np.nan
-    mirrored[:n] = -1
+    mirrored = np.full(n, -1, np.int32) # the same for the text read backwards
     for i in range(n):
         if seen[i] >= 0: mirrored[n - 1 - seen[i]] = n - 1 - i
-    return (_mtld_one_way(n, seen, threshold) + _mtld_one_way(n, mirrored, threshold)) / 2
+    return (_mtld_one_way(seen, threshold) + _mtld_one_way(mirrored, threshold)) / 2
 
 
 @_jit
-def _repetition(n, prose, size=4):
-    "This fills `prose.seen` anew"
-    if n < size: return np.nan
-    hashes, grams, seen, total, repeated = prose.hash, prose.grams, prose.seen, n - size + 1, 0
-    for i in range(total):
-        h = hashes[i]
-        for k in range(1, size): h = (h ^ hashes[i + k]) * _prime
-        grams[i] = h
-    _last_seen(total, grams, prose)
-    for i in range(total): repeated += seen[i] >= 0
-    return repeated / total
+def _repetition(hashes, size=4):
+    if len(hashes) < size: return np.nan
+    grams = hashes[:len(hashes) - size + 1].copy()
+    for i in range(len(grams)):
+        for k in range(1, size): grams[i] = (grams[i] ^ hashes[i + k]) * _prime
+    return (_last_seen(grams) >= 0).mean()
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7213
 @_jit
-def _coherence(n, prose):
-    sent, seen, content = prose.sentence, prose.seen, prose.content
-    total, pairs, i, before, types_before = 0.0, 0, 0, -1, 0
+def _coherence(sent, content, seen):
+    n, total, pairs, i, before, types_before = len(sent), 0.0, 0, 0, -1, 0
     while i < n:
         s, types, shared = sent[i], 0, 0
         while i < n and sent[i] == s:
@@ -645,52 +526,42 @@ def _coherence(n, prose):
 
 
 @_jit
-def _reach(n, prose, back):
+def _reach(sent, content, seen, back):
     "How many sentences back the content words of a backtracking sentence were last said, on average"
-    sent, seen, content = prose.sentence, prose.seen, prose.content
     total, count = 0, 0
-    for i in range(n):
+    for i in range(len(sent)):
         if back[sent[i]] and content[i] and seen[i] >= 0 and sent[seen[i]] < sent[i]:
             total += sent[i] - sent[seen[i]]
             count += 1
     return total / count if count else np.nan
 
 # %% ../../nbs/style/20_scanner.ipynb #c5b9bd35
-class Sizes(NamedTuple):
-    "How much of each there is in a text"
-    words: int
-    blanks: int # Words by blank space
-    sentences: int
-    pivots: int
-    prose: int # Words of the writer's own
+class Prose(NamedTuple):
+    "The words of a text that are the writer's own, in order"
+    hash: np.ndarray
+    sentence: np.ndarray
+    content: np.ndarray # Whether the word carries content
 
 
 @_jit
-def _prose(lex, n, n_sentences, words, s_paragraph, prose):
-    "Fill the words that are the writer's own, and which sentences begin a paragraph; how many words these are"
-    w_start, w_end, w_hash, w_sentence, w_flag, w_number = words
-    p_hash, p_sentence, p_content = prose.hash, prose.sentence, prose.content
-    s_paragraph[:n_sentences] = 0
-    k = 0
-    for i in range(n):
-        if w_flag[i] & PARAGRAPH: s_paragraph[w_sentence[i]] = 1
-        if w_flag[i] & QUOTED: continue
-        p_hash[k], p_sentence[k] = w_hash[i], w_sentence[i]
-        p_content[k] = not (w_flag[i] & NUMBER or lex.traits[w_number[i]] & _function or w_end[i] - w_start[i] < 3)
-        k += 1
-    return k
+def _prose(words):
+    n, total = 0, len(words.hash)
+    hashes, sentences, content = np.empty(total, np.uint64), np.empty(total, np.int32), np.empty(total, np.bool_)
+    for i in range(total):
+        if words.flag[i] & QUOTED: continue
+        hashes[n], sentences[n] = words.hash[i], words.sentence[i]
+        content[n] = not (words.flag[i] & (NUMBER | FUNCTION) or words.end[i] - words.start[i] < 3)
+        n += 1
+    return Prose(hashes[:n], sentences[:n], content[:n])
 
 
 @_jit
-def _read(doc, tables, lex, room):
-    "Words, sentences, pivots, stages and backtracks of one text, into its room; and its prose apart"
-    words, sentences = room.words, room.sentences
-    n, blanks, n_sentences = _words(doc, tables, lex.abbreviations, words, sentences, room.quotes)
-    n_pivots = _match(doc, lex, n, words, sentences, room.pivots, room.groups)
-    n_prose = _prose(lex, n, n_sentences, words, sentences.paragraph, room.prose)
-    _stages(lex, n_sentences, sentences)
-    _backtracks(lex, n_sentences, sentences)
-    return Sizes(n, blanks, n_sentences, n_pivots, n_prose)
+def _read(doc, tables, lex, counts):
+    "Words by blank space, sentences with their cues, stages and whether they backtrack, pivots, and prose of one text"
+    words, sentences, blanks = _words(doc, tables, lex.traits)
+    pivots, cues = _match(doc, lex, words, len(sentences.start), counts)
+    stages, back = _stages(lex, cues, sentences.paragraph), _backtracks(lex, cues)
+    return blanks, sentences, cues, stages, back, pivots, _prose(words)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7215
 class Sentence(NamedTuple):
@@ -715,17 +586,13 @@ def read(
 ) -> Reading:
     "Every sentence and every pivot of one text"
     doc = np.frombuffer(text, np.uint8)
-    room = _room(len(doc), 64)
-    n = _read(doc, characters(), lex, room)
-    sentences, pivots = (type(x)(*(column[:size] for column in x)) for x, size in
-                         ((room.sentences, n.sentences), (room.pivots, n.pivots)))
-    _last_seen(n.prose, room.prose.hash, room.prose)
-    reaches = {s: float(_reach(n.prose, room.prose, np.arange(n.sentences) == s))
-               for s in np.flatnonzero(sentences.back).tolist()}
-    columns = sentences.start, sentences.end, sentences.stage, sentences.back.astype(bool)
-    spans = room.words.start[pivots.word], room.words.end[pivots.last], pivots.entry
-    return Reading([Sentence(*one) for one in zip(*(c.tolist() for c in columns), strict=True)],
-                   list(zip(*(c.tolist() for c in spans), strict=True)), sentences.cues.tolist(), reaches)
+    _, sentences, cues, stages, back, pivots, prose = _read(doc, characters(), lex, np.zeros(64))
+    seen, numbers = _last_seen(prose.hash), np.arange(len(cues))
+    reaches = {s: float(_reach(prose.sentence, prose.content, seen, numbers == s))
+               for s in np.flatnonzero(back).tolist()}
+    def rows(*columns): return zip(*(column.tolist() for column in columns), strict=True)
+    return Reading([Sentence(*row) for row in rows(sentences.start, sentences.end, stages, back)], list(rows(*pivots)),
+                   cues.tolist(), reaches)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7217
 class Measures(NamedTuple):
@@ -745,47 +612,29 @@ class Measures(NamedTuple):
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7218
 @_jit
-def _flow(n, s_stage, s_back, shares, paths, written):
-    "Fill the shares of the stages, and go on with `paths` from `written`; how many backtracks, and where the path ends"
-    backtracks = 0
-    for s in range(n):
-        stage = s_stage[s]
-        backtracks += s_back[s] and not (s and s_back[s - 1]) # neighbours are one section
-        shares[stage] += 1
-        if s == 0 or stage != s_stage[s - 1]:
-            paths[written] = stage
-            written += 1
-    for k in range(len(shares)): shares[k] = shares[k] / n if n else np.nan
-    return backtracks, written
-
-
-@_jit
 def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
-    longest = 0
-    for d in range(len(offsets) - 1): longest = max(longest, offsets[d + 1] - offsets[d])
-    room = _room(longest, out.groups.shape[1])
     written = 0
     for d in range(len(offsets) - 1):
         doc = data[offsets[d]:offsets[d + 1]]
-        n = _read(doc, tables, lex, room)
-        out.n_words[d], out.n_sentences[d], out.n_prose[d] = n.blanks, n.sentences, n.prose
+        blanks, sentences, _, stages, back, pivots, prose = _read(doc, tables, lex, out.groups[d])
+        n = len(stages)
+        out.n_words[d], out.n_sentences[d], out.n_prose[d] = blanks, n, len(prose.hash)
         position = 0.0
-        for p in range(n.pivots):
-            position += room.words.start[room.pivots.word[p]] / len(doc)
-            out.groups[d, lex.group[room.pivots.entry[p]]] += 1
-        out.pivot_position[d] = position / n.pivots if n.pivots else np.nan
-        for g in range(lex.pivots, out.groups.shape[1]): out.groups[d, g] = room.groups[g]
-        out.backtracks[d], written = _flow(n.sentences, room.sentences.stage, room.sentences.back, out.stages[d], paths,
-                                           written)
+        for start in pivots[0]: position += start / len(doc)
+        out.pivot_position[d] = position / len(pivots[0]) if len(pivots[0]) else np.nan
+        for s in range(n):
+            out.stages[d, stages[s]] += 1
+            out.backtracks[d] += back[s] and not (s and back[s - 1]) # neighbours are one section
+            if s == 0 or stages[s] != stages[s - 1]:
+                paths[written] = stages[s]
+                written += 1
         path_ends[d] = written
+        for k in range(4): out.stages[d, k] = out.stages[d, k] / n if n else np.nan
         if not full: continue
-        prose = room.prose
-        _last_seen(n.prose, prose.hash, prose)
-        out.backtrack_reach[d] = _reach(n.prose, prose, room.sentences.back)
-        out.coherence[d] = _coherence(n.prose, prose)
-        out.mattr[d] = _mattr(n.prose, prose.seen)
-        out.mtld[d] = _mtld(n.prose, prose)
-        out.repetition[d] = _repetition(n.prose, prose)
+        seen = _last_seen(prose.hash)
+        out.backtrack_reach[d] = _reach(prose.sentence, prose.content, seen, back)
+        out.coherence[d] = _coherence(prose.sentence, prose.content, seen)
+        out.mattr[d], out.mtld[d], out.repetition[d] = _mattr(seen), _mtld(seen), _repetition(prose.hash)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7219
 def scan(

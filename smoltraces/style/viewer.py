@@ -149,14 +149,6 @@ def _read(path: Path) -> Iterator[dict]:
         else: raise InputError(f"{file} is neither .jsonl, .parquet nor .txt: give one of these.")
 
 
-def _columns(one, field: str, name_file: bool) -> list[dict]:
-    "The rows that one item of a list stands for: a file's, a row itself, or a text"
-    if not isinstance(one, Path): return [dict(one) if isinstance(one, dict | pd.Series) else {field: one}]
-    read = [{"file": one.stem} | row if name_file else row for row in _read(one)]
-    if not read: raise InputError(f"{one} holds no trace: name a file that does.")
-    return read
-
-
 def rows(
     traces, # A text, a row, a list of either, a frame (pandas, polars, datasets), a Path, a list of Paths, or of `Row`s
     field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
@@ -168,7 +160,13 @@ def rows(
     if isinstance(traces, pd.DataFrame): traces = traces.to_dict("records")
     traces = list(traces)
     if traces and isinstance(traces[0], Row): return traces
-    columns = [row for one in traces for row in _columns(one, field or "trace", len(traces) > 1)]
+    columns = []
+    for one in traces:
+        if isinstance(one, Path):
+            read = [{"file": one.stem} | row if len(traces) > 1 else row for row in _read(one)]
+            if not read: raise InputError(f"{one} holds no trace: name a file that does.")
+            columns += read
+        else: columns.append(dict(one) if isinstance(one, dict | pd.Series) else {field or "trace": one})
     names = list(dict.fromkeys(name for row in columns for name in row))
     if field is None: field = next((n for n in ("trace", "output", "text") if n in names), "trace")
     if columns and field not in names:
@@ -366,26 +364,17 @@ def _items(pieces) -> list: # text, [text, type] in a pivot, {items, reach, open
     return items
 
 
-def _parts(run: Run, most: int = 20_000) -> Iterator[tuple[int, list[Piece]]]: # its gap and pieces, in drawable parts
-    if sum(len(p.text) for p in run.pieces) <= most: return (yield run.gap, run.pieces)
-    part, size = [], 0
-    for piece in (p._replace(text=p.text[k:k + most]) for p in run.pieces for k in range(0, len(p.text), most)):
-        if size + len(piece.text) > most and part:
-            yield 0, part
-            part, size = [], 0
-        part.append(piece)
-        size += len(piece.text)
-    yield run.gap, part
-
-
 def laid_out(text: str | None) -> dict: # its runs, and how many pivots of each type and backtracks they hold
     "The layout of a trace as a page takes it"
     runs = layout(text)
     kinds, backs = counts(runs)
     return {"backs": backs, "pivots": [kinds[kind] for kind in PIVOT_TYPES],
-            "runs": [[run.stage or "", gap, _items(part)] for run in runs for gap, part in _parts(run)]}
+            "runs": [[run.stage or "", run.gap, _items(run.pieces)] for run in runs]}
 
 # %% ../../nbs/style/23_viewer.ipynb #116a04bb
+def _measures(rows: list[Row]) -> pd.DataFrame: return measure([row.text and _whole(row.text) for row in rows])
+
+
 def page(
     traces, # What `rows` takes
     path: Path | str, # The HTML file to write
@@ -394,7 +383,7 @@ def page(
 ) -> Path:
     "Write one HTML file, whole by itself, in which to search, filter, sort, read and compare the traces"
     entries = rows(traces, field)
-    measures = measure([row.text and _whole(row.text) for row in entries])
+    measures = _measures(entries)
     shown = [{**info._asdict(), "label": info.label or "trace", "words": int(words), **laid_out(row.text),
               "score": None if pd.isna(score) else float(score)}
              for row, info, words, score in zip(entries, about(entries), measures.n_words, measures.style_score,
@@ -426,24 +415,26 @@ def by_hash(
     "Ids in the order of a hash of each"
     return sorted(map(str, ids), key=lambda i: hashlib.sha256(f"{seed}-{i}".encode("utf-8", "replace")).digest())
 
-
-def _short(text: str, most: int = 80) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= most else text[:most - 1] + "…"
-
 # %% ../../nbs/style/23_viewer.ipynb #676ba193
 class Explorer:
-    "Traces to pick from, which show themselves in a notebook"
-    def __init__(self, rows: list[Row]):
-        self.rows, self.abouts, self.first = rows, about(rows), ""
-        self.problems: dict[str, list[int]] = {} # rows of each
-        self.kept: dict[str, Markup] = {} # the problems that are shown
-        for i, info in enumerate(self.abouts): self.problems.setdefault(info.key, []).append(i)
+    "Traces to pick from, which show themselves in a notebook; `first` is open, and others are shown while they fit"
+    def __init__(self, rows: list[Row], first: str | None, most: int):
+        self.rows, self.abouts = rows, about(rows)
         labels = [info.label for info in self.abouts]
-        self.labels = list(dict.fromkeys(labels))
-        self.measures = measure([row.text and _whole(row.text) for row in rows])
-        self.groups = dict(list(self.measures.groupby(labels)))
-        self.most = self.measures[list(_places)].max()
+        self.labels, self.measures = list(dict.fromkeys(labels)), _measures(rows)
+        self.groups, self.most = dict(list(self.measures.groupby(labels))), self.measures[list(_places)].max()
+        self.problems: dict[str, list[int]] = {} # rows of each
+        for i, info in enumerate(self.abouts): self.problems.setdefault(info.key, []).append(i)
+        if first not in (None, *self.problems):
+            raise InputError(f"There is no problem {first} here: name one of the {len(self.problems)}, such as "
+                             f"{next(iter(self.problems))}.")
+        order, kept = by_hash(self.problems), {}
+        self.first = order[0] if first is None else first
+        for key in sorted(order, key=lambda key: key != self.first):
+            html = self._problem(key)
+            if kept and sum(map(len, kept.values())) + len(html) > most: break
+            kept[key] = html
+        self.kept: dict[str, Markup] = {key: kept[key] for key in self.problems if key in kept} # those that are shown
 
     def __repr__(self):
         return f"{sum(len(self.problems[k]) for k in self.kept)} traces of {len(self.kept)} problems"
@@ -456,34 +447,24 @@ class Explorer:
         return cell_trace(self.rows[i], info, info.title) | {
             "label": str(self.labels.index(info.label)), "has": has, "place": place}
 
-    def _question(self, key: str) -> str: return self.abouts[self.problems[key][0]].question
+    def _heading(self, key: str) -> str:
+        text = " ".join((self.abouts[self.problems[key][0]].question or key).split())
+        return text if len(text) <= 80 else text[:79] + "…"
 
-    def _heading(self, key: str) -> str: return _short(self._question(key) or key)
-
-    def keep(self, first: str | None, most: int) -> None:
-        "Choose the problems that are shown, `first` among them and open"
-        order, size = by_hash(self.problems), 0
-        self.first = order[0] if first is None else first
-        for key in sorted(order, key=lambda key: key != self.first):
-            traces = [self._trace(i) for i in self.problems[key]]
-            problem = macros("style/explore.html").problem(self._heading(key), self._question(key), traces,
-                                                           key == self.first)
-            size += len(problem)
-            if self.kept and size > most: break
-            self.kept[key] = problem
-        self.kept = {key: self.kept[key] for key in self.problems if key in self.kept}
-
-    def _menus(self) -> dict[str, Any]:
-        return {"problems": {str(n): f"{n + 1} · {self._heading(key)}" for n, key in enumerate(self.kept)},
-                "first": str(list(self.kept).index(self.first)),
-                "labels": {"": "all, side by side", **{str(n): label for n, label in enumerate(self.labels)}},
-                "only": {"": "all traces", "right": "right answers", "wrong": "wrong answers",
-                         **{kind: f"with {kind}" for kind in (*PIVOT_TYPES, "backtrack")}}}
+    def _problem(self, key: str) -> Markup:
+        rows = self.problems[key]
+        return macros("style/explore.html").problem(self._heading(key), self.abouts[rows[0]].question,
+                                                    [self._trace(i) for i in rows], key == self.first)
 
     def _repr_html_(self):
+        menus = {"problems": {str(n): f"{n + 1} · {self._heading(key)}" for n, key in enumerate(self.kept)},
+                 "first": str(list(self.kept).index(self.first)),
+                 "labels": {"": "all, side by side", **{str(n): label for n, label in enumerate(self.labels)}},
+                 "only": {"": "all traces", "right": "right answers", "wrong": "wrong answers",
+                          **{kind: f"with {kind}" for kind in (*PIVOT_TYPES, "backtrack")}}}
         n, total = len(self.kept), len(self.problems)
         left_out = f"{n} of {total} problems, drawn by a hash of their ids; viewer.page shows all." if n < total else ""
-        return str(macros("style/explore.html").explorer(self.kept.values(), self._menus(), left_out))
+        return str(macros("style/explore.html").explorer(self.kept.values(), menus, left_out))
 
 # %% ../../nbs/style/23_viewer.ipynb #da39ea97
 def explore(
@@ -495,12 +476,7 @@ def explore(
     "Traces to pick from, with their pivots, stages and backtracks in sight and their place in the whole set"
     entries = rows(traces, field)
     if not entries: raise InputError("There is no trace to explore: give at least one row.")
-    explorer, first = Explorer(entries), None if first is None else visible(first)
-    if first not in (None, *explorer.problems):
-        raise InputError(f"There is no problem {first} here: name one of the {len(explorer.problems)}, such as "
-                         f"{next(iter(explorer.problems))}.")
-    explorer.keep(first, most)
-    return explorer
+    return Explorer(entries, None if first is None else visible(first), most)
 
 # %% ../../nbs/style/23_viewer.ipynb #d79cf45c
 # Black or white on the type's colour, whichever can be read: it does so on any background. And a line of its own.
@@ -527,35 +503,29 @@ def _body(run: Run, plain: bool):
     return body
 
 # %% ../../nbs/style/23_viewer.ipynb #26f17ad8
-class _Column(NamedTuple):
-    "Where lines of rich text go"
-    console: Any # rich.console.Console
-    width: int # Characters
-    search: str # Marked where it occurs
+def _block(console, width: int, label: str, colour: str, gap: int, body, search: str = "") -> list:
+    "Lines of rich text, their label and a bar in the margin"
+    if search: body.highlight_regex("(?i)" + re.escape(search), "reverse")
+    lines = []
+    for n, line in enumerate(body.wrap(console, max(20, width - _margin))):
+        line.rstrip()
+        margin = f"{'' if n else label:>{_margin - 3}} "
+        lines.append(rich_text.Text.assemble((margin, "dim"), ("│ ", colour), line))
+    return lines + [rich_text.Text(" " * (_margin - 2) + "│", colour)] * (gap > 1)
 
-    def wrap(self, text: str, style: str) -> list:
-        return list(rich_text.Text(text, style).wrap(self.console, self.width))
 
-    def block(self, label: str, colour: str, gap: int, body) -> list:
-        if self.search: body.highlight_regex("(?i)" + re.escape(self.search), "reverse")
-        lines = []
-        for n, line in enumerate(body.wrap(self.console, max(20, self.width - _margin))):
-            line.rstrip()
-            margin = f"{'' if n else label:>{_margin - 3}} "
-            lines.append(rich_text.Text.assemble((margin, "dim"), ("│ ", colour), line))
-        return lines + [rich_text.Text(" " * (_margin - 2) + "│", colour)] * (gap > 1)
-
-    def trace(self, row: Row, info: About) -> list:
-        text = row.text or ""
-        runs, left = layout(text[:MOST]), len(text) - MOST
-        kinds, backs = counts(runs)
-        signs = " ".join([*(f"{kind[0].upper()}{kinds[kind]}" for kind in PIVOT_TYPES), f"↶{backs}"])
-        lines = self.wrap(info.title or info.id, "bold") + self.wrap(f"{len(text.split()):,} words · {signs}", "dim")
-        for run in runs:
-            lines += self.block(run.stage or "", BARS.get(run.stage, ""), run.gap, _body(run, _plain(self.console)))
-        notes = ["no trace"] * (not runs) + [f"… and {left:,} characters more: see them with --html."] * (left > 0)
-        for note in notes: lines += self.block("", "dim", 0, rich_text.Text(note, "italic"))
-        return lines + (self.block("response", "dim", 0, rich_text.Text(info.response)) if info.response else [])
+def _trace(console, width: int, row: Row, info: About, search: str) -> list:
+    text, Text = row.text or "", rich_text.Text
+    runs, left = layout(text[:MOST]), len(text) - MOST
+    kinds, backs = counts(runs)
+    signs = " ".join([*(f"{kind[0].upper()}{kinds[kind]}" for kind in PIVOT_TYPES), f"↶{backs}"])
+    heads = Text(info.title or info.id, "bold"), Text(f"{len(text.split()):,} words · {signs}", "dim")
+    blocks = [(run.stage or "", BARS.get(run.stage, ""), run.gap, _body(run, _plain(console))) for run in runs]
+    notes = ["no trace"] * (not runs) + [f"… and {left:,} characters more: see them with --html."] * (left > 0)
+    blocks += [("", "dim", 0, Text(note, "italic")) for note in notes]
+    if info.response: blocks.append(("response", "dim", 0, Text(info.response)))
+    return [line for head in heads for line in head.wrap(console, width)] + [
+        line for block in blocks for line in _block(console, width, *block, search)]
 
 
 def show(
@@ -577,8 +547,8 @@ def show(
         put("")
         pair = entries[k:k + step]
         for question in dict.fromkeys(info.question for _, info in pair if info.question):
-            for line in _Column(console, width, search).block("question", "dim", 2, Text(question)): put(line)
-        columns = [_Column(console, half, search).trace(*one) for one in pair]
+            for line in _block(console, width, "question", "dim", 2, Text(question), search): put(line)
+        columns = [_trace(console, half, *one, search) for one in pair]
         if half == width: columns = [sum(columns, [])]
         for left, *right in zip_longest(*columns, fillvalue=Text()):
             left = left.copy()
