@@ -211,7 +211,7 @@ def build_variants(cfg: Settings) -> dict: # The manifest; raises InputError whe
                              "problems.")
         chosen = _choose(cfg, left)
         for variant in cfg.variants: _split(cfg, folder / f"{variant}.parquet", chosen)
-        spent = {model: asdict(s) for model, s in store.spent().items()} if store else {}
+        spent = {model: s._asdict() for model, s in store.spent().items()} if store else {}
     manifest = _manifest(cfg, [*counts, ("chosen", chosen)], facts, spent)
     write_json(cfg.path("data", "manifest.json"), manifest)
     return manifest
