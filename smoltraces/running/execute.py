@@ -328,11 +328,12 @@ def _explain(error: BaseException, kernel: Kernel) -> tuple[str, str, int | None
 # %% ../../nbs/running/72_execute.ipynb #7dd4098b
 def clear(cfg: Settings, stage: Stage) -> None:
     "Remove what a killed run of this stage left half-written, but for checkpoints"
-    notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage)
+    growing = growing_path(cfg, stage)
+    notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage), growing
     for path in (*map(cfg.path, stage.outputs), *notes):
         for left in [*path.parent.glob(f".{path.name}.*.partial"), *path.rglob(".*.partial")]:
             shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-    growing_path(cfg, stage).unlink(missing_ok=True)
+    growing.unlink(missing_ok=True)
 
 
 def _cost(cfg: Settings, stage: Stage) -> float:
