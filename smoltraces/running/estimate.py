@@ -212,10 +212,9 @@ def memory_needs(
 # %% ../../nbs/running/75_estimate.ipynb #55d25850
 def model_roles(cfg: Settings) -> list[str]: # Of rlm, lm, wrong
     "The teachers that are models behind an endpoint"
-    from smoltraces.traces.teachers import ROLES
+    from smoltraces.traces.teachers import ROLES, is_model
     roles = dict.fromkeys([ROLES[v][0] for v in cfg.variants if v in ROLES] + ["lm"] * cfg.evaluate_teacher)
-    names = {role: getattr(cfg, f"teacher_{role}") for role in roles}
-    return [role for role, name in names.items() if name != "published" and not name.startswith("embedded/")]
+    return [role for role in roles if is_model(getattr(cfg, f"teacher_{role}"))]
 
 
 # %% ../../nbs/running/75_estimate.ipynb #55d2586f
