@@ -217,7 +217,7 @@ def view(
     "Read traces: pivots coloured, stages in the margin, backtracks marked."
     from smoltraces.style.viewer import page, pairs, print_traces, rows, select
     traces = select(rows(files, field), id_ or (), row or (), variant or (), correct, type_ or (), search)
-    if not html: return print_traces(pairs(traces) if side_by_side else traces, side_by_side, search, limit)
+    if not html: return print_traces(pairs(traces) if side_by_side else traces, side_by_side, limit)
     page(traces, html, title=" and ".join(f.name for f in files[:3]))
     typer.echo(f"{html}: {len(traces)} traces, {html.stat().st_size / 1e6:.1f} MB; open it in a browser.")
 

@@ -10,7 +10,7 @@ from report_runs import EVIL, KINDS, run
 
 from smoltraces.evidence.report import report
 from smoltraces.files import visible
-from smoltraces.style.viewer import explore, page
+from smoltraces.style.viewer import page
 
 pytestmark = [chromium, pytest.mark.slow]
 
@@ -19,7 +19,6 @@ class Page(NamedTuple):
     path: Path # Every text in it attacks
     walk: Callable[[Browser], Iterator[str]] # Uses the page, and gives the text that it shows at each step
     scripts: int # Elements
-    policy: bool = True # It has one of its own
     attacks: tuple[str, ...] = tuple(ATTACKS)
 
 
@@ -46,24 +45,10 @@ def walk_report(browser: Browser) -> Iterator[str]:
     yield browser.js("document.body.innerText")
 
 
-def walk_problems(browser: Browser) -> Iterator[str]:
-    for _ in ATTACKS:
-        browser.click("button:last-of-type")
-        yield browser.js("document.body.textContent")
-
-
 @pytest.fixture(scope="module")
 def viewer_page(tmp_path_factory) -> Page:
     path = tmp_path_factory.mktemp("viewer") / "viewer.html"
     return Page(page(hostile_rows(), path, title=" ".join(ATTACKS)), walk_list, scripts=2)
-
-
-@pytest.fixture(scope="module")
-def explorer_page(tmp_path_factory) -> Page:
-    path = tmp_path_factory.mktemp("explorer") / "explorer.html"
-    cell = explore(hostile_rows(), most=10**9)._repr_html_()
-    path.write_text(f'<!doctype html><html lang="en"><meta charset="utf-8"><body>{cell}', encoding="utf-8")
-    return Page(path, walk_problems, scripts=1, policy=False) # the notebook's own policy holds
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +57,7 @@ def report_page(tmp_path_factory) -> Page:
     return Page(path, walk_report, scripts=2, attacks=tuple(KINDS))
 
 
-PAGES = ["viewer_page", "explorer_page", "report_page"] # fixtures that give a Page
+PAGES = ["viewer_page", "report_page"] # fixtures that give a Page
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -96,7 +81,6 @@ def test_hostile_text_stays_text(browser, name, request):
 @pytest.mark.parametrize("name", PAGES)
 def test_the_policy_forbids_what_the_page_would_never_do(browser, name, request):
     page: Page = request.getfixturevalue(name)
-    if not page.policy: pytest.skip("the page has no policy of its own")
     browser.open(page.path.as_uri())
     browser.js("""(() => {
       window.barred = []; document.addEventListener("securitypolicyviolation", e => barred.push(e.effectiveDirective));

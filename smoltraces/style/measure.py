@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ..settings import InputError, Lazy
 
 # %% auto #0
 __all__ = ['PIVOT_TYPES', 'STAGES', 'PIVOT_COLOURS', 'INITIALS', 'BATCH', 'Lexicon', 'lexicon', 'Pivot', 'read_trace', 'pivots',
-           'Stage', 'Backtrack', 'stages', 'backtracks', 'measure_texts', 'style_parts', 'jsonl_rows', 'file_batches',
+           'Stage', 'Backtrack', 'stages', 'backtracks', 'style_parts', 'measure_texts', 'file_rows', 'file_batches',
            'files_of', 'batches', 'with_ids', 'measure', 'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7301
@@ -32,10 +32,9 @@ pd = Lazy("pandas") # slow to import, as are Numba and the scanner, which the fu
 PIVOT_TYPES = ("realization", "verification", "exploration", "integration")
 STAGES = ("framing", "exploration", "verification", "synthesis")
 # The palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
-PIVOT_COLOURS = {"realization": "#D55E00", "verification": "#0072B2",
-                 "exploration": "#009E73", "integration": "#CC79A7"}
-_kinds = {"pivots": PIVOT_TYPES, "stages": STAGES} # tables of the lexicon whose names are fixed
+PIVOT_COLOURS = dict(zip(PIVOT_TYPES, ("#D55E00", "#0072B2", "#009E73", "#CC79A7"), strict=True))
 _tables = ("pivots", "stages", "backtracking", "style")
+_fixed = {"": (*_tables, "words", "unless_before"), "pivots": PIVOT_TYPES, "stages": STAGES} # names in each table
 
 
 class Lexicon(NamedTuple):
@@ -56,15 +55,13 @@ def _load(path) -> dict:
 def _merge(into: dict, more: dict, path: str, at: str = "") -> None:
     for key, value in more.items():
         where = f"{at}.{key}" if at else key
-        table = where.split(".")[0]
-        if table not in (*_tables, "words", "unless_before") or at == table and key not in _kinds.get(table, (key,)):
-            known = _kinds.get(table, (*_tables, "words", "unless_before"))
-            raise InputError(f"{path} has [{where}], which means nothing: use one of {', '.join(known)}.")
+        if key not in _fixed.get(at, (key,)):
+            raise InputError(f"{path} has [{where}], which means nothing: use one of {', '.join(_fixed[at])}.")
         if isinstance(value, dict): _merge(into.setdefault(key, {}), value, path, where)
         elif isinstance(value, list):
             if not all(isinstance(v, str) and v.strip() for v in value):
                 raise InputError(f"{path}: {where} must be a list of phrases, each between quotation marks.")
-            into[key] = [*into.get(key, []), *(v for v in value if v not in into.get(key, []))]
+            into[key] = [*dict.fromkeys([*into.get(key, []), *value])]
         else: into[key] = value
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7602
@@ -83,15 +80,14 @@ def lexicon(
     unless = {p.lower(): tuple(words) for p, words in data["unless_before"].items()}
     entries = [Entry(phrase, groups.index(name), place, unless.get(phrase.lower(), ()))
                for name, group in named.items() for place in PLACES for phrase in group.get(place, ())]
-    def bits(*wanted): return sum(1 << i for i, name in enumerate(groups) if name in wanted)
+    def bits(*names): return sum(1 << groups.index(name) for name in names)
     stages = [bits("stages.framing"), bits("stages.exploration", "pivots.exploration"),
               bits("stages.verification", "pivots.verification"), bits("stages.synthesis", "pivots.integration")]
     weights = {i: named[name]["weight"] for i, name in enumerate(groups) if name.startswith("backtracking.")}
     words = data["words"]
     compiled, ordered = compile_lexicon(entries, len(PIVOT_TYPES), words["lead"], words["function"],
                                         words["abbreviation"], stages, weights, data["backtracking"]["bias"])
-    score = {k: v for k, v in data["style"].items() if not isinstance(v, dict)}
-    score |= {k: v["weight"] for k, v in data["style"].items() if isinstance(v, dict)}
+    score = {k: v["weight"] if isinstance(v, dict) else v for k, v in data["style"].items()}
     return Lexicon(groups, ordered, compiled, score)
 
 # %% ../../nbs/style/21_measure.ipynb #d74427f0
@@ -103,37 +99,26 @@ class Pivot(NamedTuple):
     phrase: str
 
 
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
-
-
-def _characters(text: bytes) -> np.ndarray | None:
-    "Byte offset -> offset in the str, or None where they are equal"
-    data = np.frombuffer(text, np.uint8)
-    if not len(data) or data.max() < 128: return None
-    return np.append(np.cumsum((data & 0xC0) != 0x80) - 1, np.count_nonzero((data & 0xC0) != 0x80))
+def _encode(text: str) -> bytes: return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
 
 
 def read_trace(
     text: str | None, # A trace; what is no text holds nothing
-    lex: Lexicon | None = None, # From `lexicon`
+    lex: Lexicon | None = None,
 ): # A scanner.Reading whose places are characters, and whose pivots are `Pivot`s
     "Every sentence and every pivot of a trace"
     from smoltraces.style.scanner import Reading, read
     if not isinstance(text, str) or not text: return Reading([], [], [], {}) # None, or NaN in a frame
     lex, data = lex or lexicon(), _encode(text)
-    reading, at = read(data, lex.compiled), _characters(data)
-    def char(i): return int(i if at is None else at[i])
+    reading, starts = read(data, lex.compiled), (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+    at = [0, *np.cumsum(starts).tolist()] # characters that begin before each byte: the offset of one that begins there
     return reading._replace(
-        sentences=[one._replace(start=char(one.start), end=char(one.end)) for one in reading.sentences],
-        pivots=[Pivot(char(a), char(z), lex.groups[lex.entries[e].group].split(".")[1], lex.entries[e].phrase)
+        sentences=[one._replace(start=at[one.start], end=at[one.end]) for one in reading.sentences],
+        pivots=[Pivot(at[a], at[z], lex.groups[lex.entries[e].group].split(".")[1], lex.entries[e].phrase)
                 for a, z, e in reading.pivots])
 
 
-def pivots(
-    text: str | None, # A trace
-    lex: Lexicon | None = None, # From `lexicon`
-) -> list[Pivot]: # In order, never overlapping; spans index `text`
+def pivots(text: str | None, lex: Lexicon | None = None) -> list[Pivot]: # In order, never overlapping
     "Every pivot of a trace; code, LaTeX and quotations hold none"
     return read_trace(text, lex).pivots
 
@@ -152,18 +137,12 @@ class Backtrack(NamedTuple):
     reach: float
 
 
-def stages(
-    text: str | None, # A trace
-    lex: Lexicon | None = None,
-) -> list[Stage]: # One per sentence, in order
+def stages(text: str | None, lex: Lexicon | None = None) -> list[Stage]: # In order
     "The stage of each sentence of a trace"
     return [Stage(one.start, one.end, STAGES[one.stage]) for one in read_trace(text, lex).sentences]
 
 
-def backtracks(
-    text: str | None, # A trace
-    lex: Lexicon | None = None,
-) -> list[Backtrack]: # In order; sentences that follow one another are one section
+def backtracks(text: str | None, lex: Lexicon | None = None) -> list[Backtrack]: # Neighbours are one section
     "The sections of a trace that backtrack"
     reading, sections, last = read_trace(text, lex), [], None
     for s, one in enumerate(reading.sentences):
@@ -180,11 +159,24 @@ def _score_rates(groups: dict[str, np.ndarray], n_words: np.ndarray, names: Iter
             for name in names if name != "bias"}
 
 
-_DECIMALS = 14 # the last bits of a logarithm or an exponential differ between processors
+def style_parts(
+    text: str, # A trace
+    lex: Lexicon | None = None,
+) -> pd.DataFrame: # One row per rate: per 100 words, its weight, and what it adds to the score's logit
+    "Why a trace has its style score"
+    from smoltraces.style.scanner import scan
+    lex, data = lex or lexicon(), np.frombuffer(_encode(text), np.uint8)
+    measures, _ = scan(data, np.array([0, len(data)]), lex.compiled, len(lex.groups))
+    rates = _score_rates(dict(zip(lex.groups, measures.groups.T, strict=True)), measures.n_words, lex.score)
+    rates = {name: float(rate[0]) for name, rate in rates.items()}
+    adds = {name: lex.score[name] * float(np.log1p(rate)) for name, rate in rates.items()}
+    return pd.DataFrame({"per_100_words": rates, "weight": {name: lex.score[name] for name in rates},
+                         "adds": adds | {"bias": lex.score["bias"]}})
 
 # %% ../../nbs/style/21_measure.ipynb #0448ab1f
 INITIALS = dict(zip("FEVS", STAGES, strict=True))
 _path_letters = bytes.maketrans(bytes(range(4)), b"FEVS")
+_DECIMALS = 14 # the last bits of a logarithm or an exponential differ between processors
 
 
 def _text(value) -> tuple[str, str | None]:
@@ -200,41 +192,17 @@ def _text(value) -> tuple[str, str | None]:
 def _buffer(texts) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     "Texts as one run of UTF-8, where each begins, and the notes on those that are not texts"
     if hasattr(texts, "buffers"): # an Arrow array of strings: its own buffers, not a copy
-        wide = str(texts.type) == "large_string"
         _, ends, data = texts.buffers()
-        offsets = np.frombuffer(ends, np.int64 if wide else np.int32)[texts.offset:texts.offset + len(texts) + 1]
-        missing = np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)) if texts.null_count else ()
-        return np.frombuffer(data or b"", np.uint8), offsets.astype(np.int64), {int(i): "no trace" for i in missing}
-    texts = [_text(t) for t in texts]
-    data = [_encode(t) for t, _ in texts]
+        kind = np.int64 if str(texts.type) == "large_string" else np.int32
+        offsets = np.frombuffer(ends, kind)[texts.offset:texts.offset + len(texts) + 1].astype(np.int64)
+        missing = np.flatnonzero(texts.is_null().to_numpy(zero_copy_only=False)).tolist()
+        return np.frombuffer(data or b"", np.uint8), offsets, dict.fromkeys(missing, "no trace")
+    pairs = [_text(t) for t in texts]
+    data = [_encode(t) for t, _ in pairs]
     offsets = np.cumsum([0, *map(len, data)], dtype=np.int64)
-    return np.frombuffer(b"".join(data), np.uint8), offsets, {i: note for i, (_, note) in enumerate(texts) if note}
+    return np.frombuffer(b"".join(data), np.uint8), offsets, {i: note for i, (_, note) in enumerate(pairs) if note}
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7604
-def measure_texts(
-    texts: Iterable, # str; null, bytes and others are measured as far as they go, and say why in `note`
-    lex: Lexicon | None = None,
-    tokenizer=None, # A Hugging Face tokenizer, or the path of one, for `n_tokens`
-) -> pd.DataFrame: # The columns of `measure` without `id`
-    "Measure texts in memory: a list, or an Arrow array of strings"
-    from smoltraces.style.scanner import scan
-    lex = lex or lexicon()
-    data, offsets, notes = _buffer(texts)
-    measures, paths = scan(data, offsets, lex.compiled, len(lex.groups))
-    for i in np.flatnonzero(measures.n_prose == 0):
-        empty = "empty" if not measures.n_words[i] else "no words of its own: only code, LaTeX, quotations or symbols"
-        notes.setdefault(int(i), empty)
-    frame = _frame(measures, paths, lex)
-    if tokenizer is not None:
-        if isinstance(tokenizer, (str, Path)):
-            from transformers import AutoTokenizer
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-        plain = [bytes(data[a:z]).decode("utf-8", "replace") for a, z in zip(offsets, offsets[1:], strict=False)]
-        ids = tokenizer(plain, add_special_tokens=False, return_attention_mask=False)["input_ids"] if plain else []
-        frame.insert(2, "n_tokens", [len(one) for one in ids])
-    return frame.assign(note=pd.array([notes.get(i) for i in range(len(frame))], dtype="str"))
-
-
 def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a scanner.Measures
     n_words, groups = measures.n_words, dict(zip(lex.groups, measures.groups.T, strict=True))
     by_type = np.array([groups[f"pivots.{t}"] for t in PIVOT_TYPES])
@@ -245,83 +213,110 @@ def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a s
     rate = np.divide(100, n_words, out=np.full(len(n_words), np.nan), where=n_words > 0)
     rates = _score_rates(groups, n_words, lex.score)
     score = 1 / (1 + np.exp(-(sum(lex.score[name] * np.log1p(r) for name, r in rates.items()) + lex.score["bias"])))
-    def whole(x): return x.astype(np.int64)
+    whole = {"n_words": n_words, "n_sentences": measures.n_sentences, "pivots": total,
+             **{f"pivots_{t}": n for t, n in zip(PIVOT_TYPES, by_type, strict=True)},
+             "pivot_types": (by_type > 0).sum(axis=0), "backtracks": measures.backtracks}
+    whole = {name: column.astype(np.int64) for name, column in whole.items()}
+    backtracks = whole.pop("backtracks")
     return pd.DataFrame({
-        "n_words": whole(n_words), "n_sentences": whole(measures.n_sentences), "pivots": whole(total),
-        **{f"pivots_{t}": whole(n) for t, n in zip(PIVOT_TYPES, by_type, strict=True)},
-        "pivot_types": (by_type > 0).sum(axis=0), "pivots_per_100_words": total * rate,
+        **whole, "pivots_per_100_words": total * rate,
         "pivot_diversity": np.where(total > 0, entropy.round(_DECIMALS) + 0.0, np.nan),
-        "pivot_position": measures.pivot_position,
-        "backtracks": whole(measures.backtracks), "backtracks_per_100_words": measures.backtracks * rate,
-        "backtrack_reach": measures.backtrack_reach,
+        "pivot_position": measures.pivot_position, "backtracks": backtracks,
+        "backtracks_per_100_words": backtracks * rate, "backtrack_reach": measures.backtrack_reach,
         **{f"stage_{s}": share for s, share in zip(STAGES, measures.stages.T, strict=True)},
         "stage_path": pd.array([p.translate(_path_letters).decode() for p in paths], dtype="str"),
-        "coherence": measures.coherence, "mattr": measures.mattr, "mtld": measures.mtld,
-        "repetition": measures.repetition,
+        **{name: getattr(measures, name) for name in ("coherence", "mattr", "mtld", "repetition")},
         "style_score": np.where(n_words > 0, score.round(_DECIMALS), np.nan)})
 
-# %% ../../nbs/style/21_measure.ipynb #08e7505a
-def style_parts(
-    text: str, # A trace
+
+def _n_tokens(texts: list[str], tokenizer) -> list[int]:
+    if isinstance(tokenizer, str | Path):
+        from transformers import AutoTokenizer
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+
+
+def measure_texts(
+    texts: Iterable, # str; null, bytes and others are measured as far as they go, and say why in `note`
     lex: Lexicon | None = None,
-) -> pd.DataFrame: # One row per rate: per 100 words, its weight, and what it adds to the score's logit
-    "Why a trace has its style score"
+    tokenizer=None, # A Hugging Face tokenizer, or the path of one, for `n_tokens`
+) -> pd.DataFrame: # The columns of `measure` without `id`
+    "Measure texts in memory: a list, or an Arrow array of strings"
     from smoltraces.style.scanner import scan
     lex = lex or lexicon()
-    data = np.frombuffer(_encode(text), np.uint8)
-    measures, _ = scan(data, np.array([0, len(data)]), lex.compiled, len(lex.groups), full=False)
-    groups = dict(zip(lex.groups, measures.groups.T, strict=True))
-    rates = {name: float(rate[0]) for name, rate in _score_rates(groups, measures.n_words, lex.score).items()}
-    return pd.DataFrame({"per_100_words": rates, "weight": {name: lex.score[name] for name in rates},
-                         "adds": {name: lex.score[name] * float(np.log1p(rate)) for name, rate in rates.items()}
-                         | {"bias": lex.score["bias"]}})
+    data, offsets, notes = _buffer(texts)
+    measures, paths = scan(data, offsets, lex.compiled, len(lex.groups))
+    for i in np.flatnonzero(measures.n_prose == 0).tolist():
+        empty = "empty" if not measures.n_words[i] else "no words of its own: only code, LaTeX, quotations or symbols"
+        notes.setdefault(i, empty)
+    frame = _frame(measures, paths, lex)
+    if tokenizer is not None:
+        plain = [bytes(data[a:z]).decode("utf-8", "replace") for a, z in pairwise(offsets)]
+        frame.insert(2, "n_tokens", _n_tokens(plain, tokenizer))
+    return frame.assign(note=pd.array([notes.get(i) for i in range(len(frame))], dtype="str"))
 
 # %% ../../nbs/style/21_measure.ipynb #8ce1991d
 BATCH = 256 # traces read at a time
+_JSONL, _PARQUET, _PLAIN = (".jsonl", ".ndjson", ".json"), (".parquet", ".pq"), (".txt", ".md")
 
 
-def _field_error(field: str, found: Iterable[str], where: str = "") -> InputError:
-    return InputError(f"{where + ' has n' if where else 'N'}o field {field!r} to measure: "
-                      f"name one of {', '.join(map(str, found)) or '(none)'}.")
+def _check_field(field: str, names: Iterable[str], where: str = "There is") -> None:
+    if field not in names:
+        raise InputError(f"{where} no field {field!r} to measure: name one of {', '.join(map(str, names))}.")
 
 
-def jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    "The rows of a JSONL file, each with the number of its line"
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip(): continue
-            try: row = json.loads(line.decode("utf-8", "replace"))
-            except (ValueError, RecursionError) as e:
-                raise InputError(f"{path}, line {number}, is not JSON ({e}): mend or drop it.") from None
-            if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}, is not a JSON object: give each trace as {{\"trace\": …}}.")
-            yield number, row
+def _parquet(path: Path):
+    import pyarrow.parquet as pq
+    try: return pq.ParquetFile(path)
+    except (OSError, ValueError): raise InputError(f"{path} is not Parquet: write it again.") from None
 
 
+def file_rows(
+    path: Path, # JSONL, Parquet or text
+    field: str | None = None, # That each row of JSONL must have
+) -> Iterator[dict]: # Raises InputError naming the file and the line
+    "The rows of a file with all their columns"
+    if path.suffix in _PARQUET:
+        for batch in _parquet(path).iter_batches(BATCH): yield from batch.to_pylist()
+    elif path.suffix in _PLAIN:
+        text = path.read_bytes().decode(errors="replace")
+        if text.strip(): yield {"id": path.stem, "trace": text}
+    elif path.suffix not in _JSONL:
+        raise InputError(f"{path} is neither .jsonl, .parquet nor .txt: give one of these.")
+    else:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip(): yield _json_row(line, f"{path}, line {number},", field)
+
+
+def _json_row(line: bytes, where: str, field: str | None) -> dict:
+    try: row = json.loads(line.decode("utf-8", "replace"))
+    except (ValueError, RecursionError) as e:
+        raise InputError(f"{where} is not JSON ({e}): mend or drop it.") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{where} is not a JSON object: give each trace as {{\"trace\": …}}.")
+    if field is not None: _check_field(field, row, f"{where} has")
+    return row
+
+# %% ../../nbs/style/21_measure.ipynb #5b0c7608
 def file_batches(
     path: Path, # JSONL, Parquet or text
     field: str = "trace",
 ) -> Iterator[tuple[list, Any]]: # ids (None where a trace has none) and texts, `BATCH` at a time
     "The traces of a file"
-    if path.suffix in (".jsonl", ".ndjson", ".json"):
-        rows = jsonl_rows(path)
-        while part := list(islice(rows, BATCH)):
-            for number, row in part:
-                if field not in row: raise _field_error(field, row, f"{path}, line {number},")
-            yield [row.get("id") for _, row in part], [row[field] for _, row in part]
-    elif path.suffix in (".parquet", ".pq"):
-        import pyarrow.parquet as pq
-        try: file = pq.ParquetFile(path)
-        except (OSError, ValueError): raise InputError(f"{path} is not Parquet: write it again.") from None
+    if path.suffix in _PARQUET:
+        file = _parquet(path)
         names = file.schema_arrow.names
-        if field not in names: raise _field_error(field, names, str(path))
+        _check_field(field, names, f"{path} has")
         for batch in file.iter_batches(BATCH, columns=[c for c in ("id", field) if c in names]):
             texts = batch[field] if str(batch[field].type) in ("string", "large_string") else batch[field].to_pylist()
             yield batch["id"].to_pylist() if "id" in names else [None] * len(batch), texts
-    elif path.suffix in (".txt", ".md"): yield [path.stem], [path.read_bytes()]
-    else: raise InputError(f"{path} is neither .jsonl, .parquet nor .txt: give one of these.")
+    elif path.suffix in _PLAIN: yield [path.stem], [path.read_bytes()]
+    else:
+        rows = file_rows(path, field)
+        while part := list(islice(rows, BATCH)): yield [row.get("id") for row in part], [row[field] for row in part]
 
-# %% ../../nbs/style/21_measure.ipynb #5b0c7608
+
 def files_of(
     path: str | Path, # A file, or a folder of Parquet or JSONL files
 ) -> list[Path]: # In order of their names
@@ -340,12 +335,12 @@ def batches(
     field: str = "trace",
 ) -> Iterator[tuple[list, list]]: # ids (None where a trace has none) and texts
     "Traces, a batch at a time"
-    if isinstance(traces, Path) or isinstance(traces, str) and re.search(r"\.(jsonl|ndjson|json|parquet|pq)$", traces):
+    if isinstance(traces, Path) or isinstance(traces, str) and traces.endswith((*_JSONL, *_PARQUET)):
         for file in files_of(traces): yield from file_batches(file, field)
-    elif isinstance(traces, (str, bytes)): yield [None], [traces]
+    elif isinstance(traces, str | bytes): yield [None], [traces]
     elif hasattr(traces, "column_names") or hasattr(traces, "columns"): # datasets, pandas, polars, pyarrow
         names = list(traces.column_names if hasattr(traces, "column_names") else traces.columns)
-        if field not in names: raise _field_error(field, names)
+        _check_field(field, names)
         for at in range(0, len(traces), BATCH):
             part = traces.iloc[at:at + BATCH] if isinstance(traces, pd.DataFrame) else traces[at:at + BATCH]
             ids, texts = (c.to_pylist() if hasattr(c, "to_pylist") else list(c)
@@ -354,12 +349,11 @@ def batches(
     else:
         rows = list(traces)
         if rows and isinstance(rows[0], dict):
-            for i, row in enumerate(rows):
-                if field not in row: raise _field_error(field, row, f"Row {i}")
+            for i, row in enumerate(rows): _check_field(field, row, f"Row {i} has")
             yield [row.get("id") for row in rows], [row[field] for row in rows]
         elif rows: yield [None] * len(rows), rows
 
-# %% ../../nbs/style/21_measure.ipynb #5b0c760c
+
 def with_ids(
     rows: pd.DataFrame,
     ids: list,
@@ -392,13 +386,16 @@ def as_json(
     lex: Lexicon | None = None,
 ) -> dict:
     "A row of `measure` as `smoltraces style --json` prints it: NaN is null"
-    def value(x): return None if isinstance(x, float) and math.isnan(x) else x.item() if hasattr(x, "item") else x
-    keep = ("pivot_types", "pivots_per_100_words", "pivot_diversity", "pivot_position", "backtracks",
-            "backtracks_per_100_words", "backtrack_reach")
-    out = {"id": row["id"], **{k: value(row[k]) for k in ("n_words", "n_tokens", "n_sentences") if k in row},
-           "pivots": {t: value(row[f"pivots_{t}"]) for t in PIVOT_TYPES}, **{k: value(row[k]) for k in keep},
-           "stages": {s: value(row[f"stage_{s}"]) for s in STAGES}, "stage_path": row["stage_path"],
-           **{k: value(row[k]) for k in ("coherence", "mattr", "mtld", "repetition", "style_score")}}
+    def values(*names):
+        items = {name: row[name].item() if hasattr(row[name], "item") else row[name] for name in names if name in row}
+        return {name: None if isinstance(x, float) and math.isnan(x) else x for name, x in items.items()}
+    pivots, stages = values(*(f"pivots_{t}" for t in PIVOT_TYPES)), values(*(f"stage_{s}" for s in STAGES))
+    out = {**values("id", "n_words", "n_tokens", "n_sentences"),
+           "pivots": dict(zip(PIVOT_TYPES, pivots.values(), strict=True)),
+           **values("pivot_types", "pivots_per_100_words", "pivot_diversity", "pivot_position", "backtracks",
+                    "backtracks_per_100_words", "backtrack_reach"),
+           "stages": dict(zip(STAGES, stages.values(), strict=True)),
+           **values("stage_path", "coherence", "mattr", "mtld", "repetition", "style_score")}
     if text is not None: out["backtrack_spans"] = [[b.start, b.end] for b in backtracks(text, lex)]
     if isinstance(row["note"], str): out["note"] = row["note"]
     return out
@@ -425,9 +422,8 @@ def summary(
              "pivots per 100 words": mean("pivots_per_100_words"),
              "3 of 4 types": f"{coverage(measured):.0%}", "backtracks": mean("backtracks", 1),
              **{f"stage: {t}": f"{measured[f'stage_{t}'].mean():.0%}" for t in STAGES},
-             "coherence": mean("coherence", 3),
-             "MATTR": mean("mattr"), "MTLD": mean("mtld", 0), "repetition": mean("repetition"),
-             "style score": mean("style_score")}
+             "coherence": mean("coherence", 3), "MATTR": mean("mattr"), "MTLD": mean("mtld", 0),
+             "repetition": mean("repetition"), "style score": mean("style_score")}
     return pd.Series(rows)
 
 
@@ -437,17 +433,12 @@ def transitions(
     "How often each stage is followed by each other one"
     counts = pd.DataFrame(0.0, index=pd.Index(STAGES, name="from"), columns=pd.Index(STAGES, name="to"))
     for path in measures.stage_path:
-        for a, b in zip(path, path[1:], strict=False): counts.loc[INITIALS[a], INITIALS[b]] += 1
+        for a, b in pairwise(path): counts.loc[INITIALS[a], INITIALS[b]] += 1
     return counts.div(counts.sum(axis=1).replace(0, np.nan), axis=0)
 
-# %% ../../nbs/style/21_measure.ipynb #5b0c760e
-_think = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.S)
 
-
-def thought(
-    output: str | None, # What a student wrote
-) -> str:
+def thought(output: str | None) -> str:
     "The thinking part of an output, or all of it where none is marked"
     if not isinstance(output, str): return ""
-    match = _think.search(output)
+    match = re.search(r"<think>(.*?)(?:</think>|\Z)", output, re.S)
     return (match[1] if match else output).strip()

@@ -13,11 +13,9 @@ import re
 import sys
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import cache
 from importlib import resources
-from itertools import groupby, pairwise, zip_longest
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,36 +30,37 @@ from smoltraces.style.measure import (
     Backtrack,
     Pivot,
     backtracks,
+    file_rows,
     files_of,
-    jsonl_rows,
     measure,
     pivots,
     stages,
 )
 
 # %% auto #0
-__all__ = ['BARS', 'MOST', 'Piece', 'Run', 'layout', 'counts', 'reach', 'by_backtrack', 'Row', 'rows', 'About', 'about', 'text',
-           'source', 'environment', 'macros', 'table', 'facts', 'cell_trace', 'View', 'view', 'highlight', 'fill',
-           'laid_out', 'page', 'by_hash', 'Explorer', 'explore', 'show', 'print_traces', 'select', 'pairs']
+__all__ = ['pd', 'rich_text', 'rich_table', 'BARS', 'MOST', 'Piece', 'Run', 'layout', 'counts', 'reach', 'by_backtrack', 'Row',
+           'rows', 'About', 'about', 'text', 'source', 'environment', 'macros', 'table', 'facts', 'View', 'view',
+           'highlight', 'fill', 'laid_out', 'page', 'by_hash', 'Explorer', 'explore', 'show', 'print_traces', 'select',
+           'pairs']
 
 # %% ../../nbs/style/23_viewer.ipynb #c5a0f1d2
-pd, rich_text = Lazy("pandas"), Lazy("rich.text") # slow to import
+pd, rich_text, rich_table = Lazy("pandas"), Lazy("rich.text"), Lazy("rich.table") # slow to import
 
 # %% ../../nbs/style/23_viewer.ipynb #dcc65d18
 class Piece(NamedTuple):
-    "Visible text that is of one kind throughout"
+    "Visible text of one kind"
     text: str
-    pivot: Pivot | None # The pivot, and
-    back: Backtrack | None # the backtrack, that it is part of
+    pivot: Pivot | None
+    back: Backtrack | None
     opens: bool # The backtrack begins with it
-    closes: bool # The backtrack ends with it
+    closes: bool
 
 
 class Run(NamedTuple):
     "Consecutive sentences of one stage"
     stage: str | None # None in a text without a sentence
     sentences: int
-    gap: int # Newlines that end it: 0, 1, or 2 where a blank line follows
+    gap: int # Newlines that end it, at most 2
     pieces: list[Piece]
 
 
@@ -75,20 +74,21 @@ def _whole(text: str) -> str: # of the same length, without the half characters 
 
 
 def layout(
-    text: str | None, # A trace, as it was written
+    text: str | None, # A trace
 ) -> list[Run]: # In order; empty where there is no text
     "A trace cut where its stage changes and where a pivot or a backtrack begins or ends"
     if not isinstance(text, str) or not text.strip(): return []
     text = text.replace("\r\n", "\n")
-    whole = _whole(text)
-    turns, backs, sentences = pivots(whole), backtracks(whole), stages(whole)
-    groups = [(g[0].start, stage, len(g)) for stage, g in
-              ((stage, list(g)) for stage, g in groupby(sentences, lambda s: s.stage))] or [(0, None, 0)]
-    starts = {0: groups[0], **{g[0]: g for g in groups[1:]}}
-    cuts = sorted({0, len(text), *starts, *(at for s in (*turns, *backs) for at in (s.start, s.end))})
+    whole, starts = _whole(text), {}
+    turns, backs = pivots(whole), backtracks(whole)
+    for stage, group in groupby(stages(whole), lambda sentence: sentence.stage):
+        sentences = list(group)
+        starts[sentences[0].start if starts else 0] = stage, len(sentences)
+    starts = starts or {0: (None, 0)}
+    cuts = sorted({len(text), *starts, *(at for span in (*turns, *backs) for at in (span.start, span.end))})
     runs, i, j = [], 0, 0
     for start, end in pairwise(cuts):
-        if start in starts: runs.append(Run(starts[start][1], starts[start][2], 0, []))
+        if start in starts: runs.append(Run(*starts[start], 0, []))
         i, turn = _covering(turns, start, i)
         j, back = _covering(backs, start, j)
         ends = (back.start == start, back.end == end) if back else (False, False)
@@ -100,53 +100,39 @@ def _trimmed(run: Run) -> Run: # without the white space that ends it
     pieces, newlines = list(run.pieces), 0
     while pieces:
         last = pieces.pop()
-        newlines += last.text[len(last.text.rstrip()):].count("\n")
-        if last.text.strip():
-            pieces.append(last._replace(text=last.text.rstrip()))
-            break
-    return run._replace(gap=min(newlines, 2), pieces=pieces)
+        text = last.text.rstrip()
+        newlines += last.text[len(text):].count("\n")
+        if text: return run._replace(gap=min(newlines, 2), pieces=[*pieces, last._replace(text=text)])
+    return run._replace(pieces=[])
 
 # %% ../../nbs/style/23_viewer.ipynb #6b10ab7e
-BARS = dict(zip(STAGES, ("#8a8a94", PIVOT_COLOURS["exploration"], PIVOT_COLOURS["verification"],
-                          PIVOT_COLOURS["integration"]), strict=True))
+BARS = {"framing": "#8a8a94", "exploration": PIVOT_COLOURS["exploration"],
+        "verification": PIVOT_COLOURS["verification"], "synthesis": PIVOT_COLOURS["integration"]}
 MOST = 100_000 # characters of a trace that a notebook or a terminal shows; a page shows all
 
 
 def counts(runs: list[Run]) -> tuple[Counter, int]:
     "Pivots by type, and backtracks"
-    return (Counter(p.type for p in {p.pivot for run in runs for p in run.pieces if p.pivot}),
-            len({p.back for run in runs for p in run.pieces if p.back}))
+    pieces = [piece for run in runs for piece in run.pieces]
+    turns, backs = {p.pivot for p in pieces if p.pivot}, {p.back for p in pieces if p.back}
+    return Counter(turn.type for turn in turns), len(backs)
 
 
 def reach(back: Backtrack) -> int | None:
-    "How many sentences back, where that is known"
+    "How many sentences back"
     return None if math.isnan(back.reach) else round(back.reach)
 
 
-def by_backtrack(pieces: list[Piece]) -> Iterator[tuple[Backtrack | None, list[Piece]]]:
+def by_backtrack(pieces: list[Piece]) -> list[tuple[Backtrack | None, list[Piece]]]:
     "Pieces that follow one another in the same backtrack, or in none"
-    for back, group in groupby(pieces, key=lambda p: p.back): yield back, list(group)
+    return [(back, list(group)) for back, group in groupby(pieces, key=lambda p: p.back)]
 
 # %% ../../nbs/style/23_viewer.ipynb #d2d4e168
 class Row(NamedTuple):
     "One trace, with what stood beside it"
     number: int # From 1
-    text: str | None # The trace, as it was written
+    text: str | None # The trace
     columns: dict[str, Any]
-
-
-def _read(path: Path) -> Iterator[dict]:
-    "Rows of a JSONL, Parquet or text file, or of a folder of them, with all their columns"
-    import pyarrow.parquet as pq
-    for file in files_of(path):
-        if file.suffix in (".jsonl", ".ndjson", ".json"): yield from (row for _, row in jsonl_rows(file))
-        elif file.suffix in (".parquet", ".pq"):
-            try: yield from pq.read_table(file).to_pylist()
-            except (OSError, ValueError): raise InputError(f"{file} is not Parquet: write it again.") from None
-        elif file.suffix in (".txt", ".md"):
-            text = file.read_bytes().decode(errors="replace")
-            if text.strip(): yield {"id": file.stem, "trace": text}
-        else: raise InputError(f"{file} is neither .jsonl, .parquet nor .txt: give one of these.")
 
 
 def rows(
@@ -163,17 +149,16 @@ def rows(
     columns = []
     for one in traces:
         if isinstance(one, Path):
-            read = [{"file": one.stem} | row if len(traces) > 1 else row for row in _read(one)]
-            if not read: raise InputError(f"{one} holds no trace: name a file that does.")
-            columns += read
+            part = [row for file in files_of(one) for row in file_rows(file)]
+            if not part: raise InputError(f"{one} holds no trace: name a file that does.")
+            columns += [{"file": one.stem} | row for row in part] if len(traces) > 1 else part
         else: columns.append(dict(one) if isinstance(one, dict | pd.Series) else {field or "trace": one})
-    names = list(dict.fromkeys(name for row in columns for name in row))
-    if field is None: field = next((n for n in ("trace", "output", "text") if n in names), "trace")
+    names = dict.fromkeys(name for row in columns for name in row)
+    field = field or next((name for name in ("trace", "output", "text") if name in names), "trace")
     if columns and field not in names:
-        choice = visible(", ".join(map(str, names)))
-        raise InputError(f"There is no field {visible(field)!r} here: name one of {choice}.")
+        raise InputError(visible(f"There is no field {field!r} here: name one of {', '.join(map(str, names))}."))
     def text(row): return row[field] if isinstance(row.get(field), str) else None
-    return [Row(n, text(row), row) for n, row in enumerate(columns, 1)]
+    return [Row(number, text(row), row) for number, row in enumerate(columns, 1)]
 
 # %% ../../nbs/style/23_viewer.ipynb #a31de69b
 _labels = ("student", "model", "variant", "seed", "benchmark", "sample", "file") # what tells traces apart
@@ -185,18 +170,18 @@ class About(NamedTuple):
     id: str
     key: str # The same for traces that answer the same question
     label: str # What tells it from the other traces, e.g. its variant
-    verdict: str # ✓ right or ✗ wrong
     correct: bool | None
     question: str # With lettered choices
     answer: str # The reference
-    extracted: str # What was found as the trace's own answer
+    extracted: str # The trace's own answer
     response: str # What follows the trace
     facets: dict[str, str]
 
     @property
     def title(self) -> str:
         "A line that names the trace"
-        return " · ".join(filter(None, (self.label, self.verdict, "" if self.id.startswith("row ") else self.id)))
+        verdict = {None: "", True: "✓ right", False: "✗ wrong"}[self.correct]
+        return " · ".join(filter(None, (self.label, verdict, "" if self.id.startswith("row ") else self.id)))
 
 
 def about(rows: list[Row]) -> list[About]:
@@ -211,13 +196,12 @@ def _about(row: Row, names: list[str]) -> About:
     def text(*names):
         values = (columns[n] for n in names if n in columns)
         return visible(next((v for v in values if not (pd.api.types.is_scalar(v) and pd.isna(v))), ""))
-    right, choices = columns.get("correct"), columns.get("choices")
-    right = bool(right) if pd.api.types.is_bool(right) else None
+    correct, choices = columns.get("correct"), columns.get("choices")
     labels = [text(n) if n in ("student", "model", "variant", "file") else f"{n} {text(n)}" for n in names if text(n)]
     question = {"question": text("question"), "choices": choices if hasattr(choices, "__len__") else None}
     return About(
         id=text("id", "problem_id") or f"row {row.number}", key=text("problem_id", "id") or f"row {row.number}",
-        label=" · ".join(labels), verdict="" if right is None else "✓ right" if right else "✗ wrong", correct=right,
+        label=" · ".join(labels), correct=bool(correct) if pd.api.types.is_bool(correct) else None,
         question=visible(question_text(question)), answer=text("answer"), extracted=text("extracted"),
         response=text("response"), facets={name: text(name) for name in _facets if name in columns})
 
@@ -245,13 +229,13 @@ def source(name: str) -> Markup:
 
 @cache
 def environment():
-    "Jinja's Environment for the package's templates, which are named by their path in it: `style/page.html`"
+    "Jinja's Environment for the package's templates, named by their path in it: `style/page.html`"
     from jinja2 import Environment, PackageLoader, StrictUndefined
-    made = Environment(loader=PackageLoader("smoltraces", "."), autoescape=True, finalize=_shown,
-                       undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    made.globals |= {"source": source, "table": table, "facts": facts, "reach": reach, "by_backtrack": by_backtrack,
-                     "colours": PIVOT_COLOURS, "lines": _lines, "bars": BARS}
-    return made
+    jinja = Environment(loader=PackageLoader("smoltraces", "."), autoescape=True, finalize=_shown,
+                        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    jinja.globals |= {"table": table, "facts": facts, "reach": reach, "by_backtrack": by_backtrack,
+                      "colours": PIVOT_COLOURS, "lines": _lines, "bars": BARS}
+    return jinja
 
 
 def macros(template: str):
@@ -270,21 +254,18 @@ def table(
     frame: pd.DataFrame, # Text or numbers
     notes: str = "", # Its caption, then notes, each a paragraph
 ) -> Markup:
-    "A table whose first column names its rows, whose numbers stand right, and whose intervals have a line of their own"
+    "A table whose first column names its rows"
     numeric = [all(re.fullmatch(_number, str(v)) or pd.isna(v) for v in frame[name]) for name in frame]
     cells = [[_cell(v) for v in values] for values in frame.astype(object).itertuples(index=False, name=None)]
     return macros("style/parts.html").table(list(frame), numeric, cells, notes.split("\n\n"))
 
 
-def facts(
-    title: str,
-    *inside: str, # Markup, or text
-) -> Markup:
-    "Something that a reader opens who wants to know"
+def facts(title: str, *inside: str) -> Markup:
+    "What unfolds under a title: Markup, or text"
     return macros("style/parts.html").facts(title, inside)
 
 # %% ../../nbs/style/23_viewer.ipynb #e99ac867
-def cell_trace(row: Row, info: About, title: str) -> dict[str, Any]:
+def _cell_trace(row: Row, info: About, title: str) -> dict[str, Any]:
     "What the template of a cell needs of a trace"
     text = row.text or ""
     runs = layout(text[:MOST])
@@ -300,35 +281,33 @@ class View:
     "Traces that show themselves in a notebook, as text elsewhere"
     most = 6 # traces in one cell
 
-    def __init__(self, rows: list[Row], titles: list[str]):
-        self.rows, self.titles, self.abouts = rows, titles, about(rows)
+    def __init__(self, rows: list[Row], titles: list[str] | None = None):
+        self.rows, self.abouts = rows, about(rows)
+        self.titles = titles or [info.title for info in self.abouts]
 
     def __repr__(self): return "\n\n".join(visible(row.text or "") for row in self.rows)
 
     def _repr_html_(self):
-        traces = [cell_trace(*one) for one in zip(self.rows[:self.most], self.abouts, self.titles, strict=False)]
+        traces = [_cell_trace(*one) for one in zip(self.rows[:self.most], self.abouts, self.titles, strict=False)]
         questions = [info.question for info in self.abouts]
         return str(macros("style/cell.html").view(traces, questions, max(0, len(self.rows) - self.most)))
 
-# %% ../../nbs/style/23_viewer.ipynb #f5d5f336
+
 def view(
-    traces, # A text, a row, a frame of rows, a file's Path…: what `rows` takes
-    field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
+    traces, # What `rows` takes
+    field: str | None = None, # Where rows hold the trace
     title: str | None = None, # Of a single trace; by default its variant, whether it is right, and its id
     titles: list[str] | None = None, # Of several
 ) -> View: # Two traces stand side by side where there is room
     "Traces with their pivots, stages and backtracks in sight"
     entries = rows(traces, field)
-    if titles is None: titles = [title] if title is not None else [info.title for info in about(entries)]
-    if len(titles) != len(entries):
+    if title is not None: titles = titles or [title]
+    if titles and len(titles) != len(entries):
         raise InputError(f"{len(titles)} titles for {len(entries)} traces: give each its own.")
     return View(entries, titles)
 
 
-def highlight(
-    text: str | None, # A trace
-    title: str = "", # Shown above it
-) -> View: # Shown as HTML in a notebook
+def highlight(text: str | None, title: str = "") -> View:
     "One trace, as `view` shows it"
     return view([text], title=title)
 
@@ -341,7 +320,7 @@ def fill(
     data, # What its script reads, as JSON
     images: str = "", # Where its images may come from, e.g. "data:"
     **context, # What the template shows, such as the title
-) -> str: # The page
+) -> str:
     "A page that is whole by itself: its template with the shared style and script, and the data"
     from jinja2.utils import htmlsafe_json_dumps
     stem = template.removesuffix(".html")
@@ -356,7 +335,7 @@ def fill(
         context, style=style, script=script, policy=Markup(policy), data=data)
 
 # %% ../../nbs/style/23_viewer.ipynb #07ab9db5
-def _items(pieces) -> list: # text, [text, type] in a pivot, {items, reach, opens} in a backtrack
+def _items(pieces: list[Piece]) -> list: # text, [text, type] in a pivot, {items, reach, opens} in a backtrack
     items = []
     for back, group in by_backtrack(pieces):
         inside = [[p.text, PIVOT_TYPES.index(p.pivot.type)] if p.pivot else p.text for p in group]
@@ -371,9 +350,6 @@ def laid_out(text: str | None) -> dict: # its runs, and how many pivots of each 
     return {"backs": backs, "pivots": [kinds[kind] for kind in PIVOT_TYPES],
             "runs": [[run.stage or "", run.gap, _items(run.pieces)] for run in runs]}
 
-# %% ../../nbs/style/23_viewer.ipynb #116a04bb
-def _measures(rows: list[Row]) -> pd.DataFrame: return measure([row.text and _whole(row.text) for row in rows])
-
 
 def page(
     traces, # What `rows` takes
@@ -383,7 +359,7 @@ def page(
 ) -> Path:
     "Write one HTML file, whole by itself, in which to search, filter, sort, read and compare the traces"
     entries = rows(traces, field)
-    measures = _measures(entries)
+    measures = measure([row.text and _whole(row.text) for row in entries])
     shown = [{**info._asdict(), "label": info.label or "trace", "words": int(words), **laid_out(row.text),
               "score": None if pd.isna(score) else float(score)}
              for row, info, words, score in zip(entries, about(entries), measures.n_words, measures.style_score,
@@ -393,87 +369,49 @@ def page(
             "facets": {name: values for name, values in facets.items() if 1 < len(values) <= 50}}
     return write_text(Path(path), fill("style/viewer.html", data, title=title))
 
-# %% ../../nbs/style/23_viewer.ipynb #4bd010f7
-_places = {"n_words": "words", "pivots_per_100_words": "pivots per 100 words", "pivot_types": "types of pivot",
-           "backtracks_per_100_words": "backtracks per 100 words", "style_score": "style score"}
-
-
-def _place(one: pd.Series, group: pd.DataFrame, most: pd.Series) -> Iterator[dict[str, str]]:
-    "Where a trace lies among those of its variant, a line for each measure"
-    for name, label in _places.items():
-        values, value = group[name].dropna(), one[name]
-        if math.isnan(value) or not most[name]: continue
-        low, high, at = (f"{100 * x / most[name]:.0f}%" for x in (*values.quantile([0.25, 0.75]), value))
-        yield {"label": label, "low": low, "high": high, "at": at, "above": f"{(values < value).mean():.0%}",
-               "value": f"{value:.2f}" if abs(value) < 10 and name != "pivot_types" else f"{value:.0f}"}
-
-
-def by_hash(
-    ids, # Of problems
-    seed: int = 0,
-) -> list[str]: # In an order that looks like chance, and is the same on every machine
-    "Ids in the order of a hash of each"
+# %% ../../nbs/style/23_viewer.ipynb #da39ea97
+def by_hash(ids, seed: int = 0) -> list[str]:
+    "Ids in the order of a hash of each: like chance, and the same on every machine"
     return sorted(map(str, ids), key=lambda i: hashlib.sha256(f"{seed}-{i}".encode("utf-8", "replace")).digest())
 
-# %% ../../nbs/style/23_viewer.ipynb #676ba193
+
 class Explorer:
-    "Traces to pick from, which show themselves in a notebook; `first` is open, and others are shown while they fit"
+    "Problems that unfold to their traces in a notebook; `first` is open, others are shown while they fit"
     def __init__(self, rows: list[Row], first: str | None, most: int):
-        self.rows, self.abouts = rows, about(rows)
-        labels = [info.label for info in self.abouts]
-        self.labels, self.measures = list(dict.fromkeys(labels)), _measures(rows)
-        self.groups, self.most = dict(list(self.measures.groupby(labels))), self.measures[list(_places)].max()
-        self.problems: dict[str, list[int]] = {} # rows of each
-        for i, info in enumerate(self.abouts): self.problems.setdefault(info.key, []).append(i)
+        self.problems: dict[str, list[Row]] = {}
+        for row, info in zip(rows, about(rows), strict=True): self.problems.setdefault(info.key, []).append(row)
         if first not in (None, *self.problems):
-            raise InputError(f"There is no problem {first} here: name one of the {len(self.problems)}, such as "
-                             f"{next(iter(self.problems))}.")
-        order, kept = by_hash(self.problems), {}
+            raise InputError(f"There is no problem {first} here: name another, such as {next(iter(self.problems))}.")
+        order, html = by_hash(self.problems), {}
         self.first = order[0] if first is None else first
         for key in sorted(order, key=lambda key: key != self.first):
-            html = self._problem(key)
-            if kept and sum(map(len, kept.values())) + len(html) > most: break
-            kept[key] = html
-        self.kept: dict[str, Markup] = {key: kept[key] for key in self.problems if key in kept} # those that are shown
+            one = self._problem(key)
+            if html and sum(map(len, html.values())) + len(one) > most: break
+            html[key] = one
+        self.kept = {key: html[key] for key in self.problems if key in html} # in the order of the rows
 
     def __repr__(self):
-        return f"{sum(len(self.problems[k]) for k in self.kept)} traces of {len(self.kept)} problems"
-
-    def _trace(self, i: int) -> dict[str, Any]:
-        info, measures = self.abouts[i], self.measures.iloc[i]
-        has = [kind for kind in PIVOT_TYPES if measures[f"pivots_{kind}"]] + ["backtrack"] * bool(measures.backtracks)
-        if info.correct is not None: has.append("right" if info.correct else "wrong")
-        place = list(_place(measures, self.groups[info.label], self.most)) if measures.n_words else []
-        return cell_trace(self.rows[i], info, info.title) | {
-            "label": str(self.labels.index(info.label)), "has": has, "place": place}
-
-    def _heading(self, key: str) -> str:
-        text = " ".join((self.abouts[self.problems[key][0]].question or key).split())
-        return text if len(text) <= 80 else text[:79] + "…"
+        return f"{sum(len(self.problems[key]) for key in self.kept)} traces of {len(self.kept)} problems"
 
     def _problem(self, key: str) -> Markup:
-        rows = self.problems[key]
-        return macros("style/explore.html").problem(self._heading(key), self.abouts[rows[0]].question,
-                                                    [self._trace(i) for i in rows], key == self.first)
+        view = View(self.problems[key])
+        heading = " ".join((view.abouts[0].question or key).split())
+        heading = heading if len(heading) <= 80 else heading[:79] + "…"
+        return macros("style/cell.html").problem(heading, Markup(view._repr_html_()), key == self.first)
 
     def _repr_html_(self):
-        menus = {"problems": {str(n): f"{n + 1} · {self._heading(key)}" for n, key in enumerate(self.kept)},
-                 "first": str(list(self.kept).index(self.first)),
-                 "labels": {"": "all, side by side", **{str(n): label for n, label in enumerate(self.labels)}},
-                 "only": {"": "all traces", "right": "right answers", "wrong": "wrong answers",
-                          **{kind: f"with {kind}" for kind in (*PIVOT_TYPES, "backtrack")}}}
-        n, total = len(self.kept), len(self.problems)
-        left_out = f"{n} of {total} problems, drawn by a hash of their ids; viewer.page shows all." if n < total else ""
-        return str(macros("style/explore.html").explorer(self.kept.values(), menus, left_out))
+        left_out = len(self.kept) < len(self.problems)
+        note = f"{len(self.kept)} of {len(self.problems)} problems; viewer.page shows all." if left_out else ""
+        return "".join([*self.kept.values(), text(note)])
 
-# %% ../../nbs/style/23_viewer.ipynb #da39ea97
+
 def explore(
-    traces, # What `rows` takes: a frame of rows, a file of them, …
-    first: str | None = None, # The id of the problem that is shown first
+    traces, # What `rows` takes
+    first: str | None = None, # The id of the problem that is open
     most: int = 120_000, # Characters of HTML: problems are added while they fit, at least one
-    field: str | None = None, # Where rows hold the trace; by default `trace` or, in predictions, `output`
+    field: str | None = None, # As in `rows`
 ) -> Explorer:
-    "Traces to pick from, with their pivots, stages and backtracks in sight and their place in the whole set"
+    "A set of traces, problem by problem"
     entries = rows(traces, field)
     if not entries: raise InputError("There is no trace to explore: give at least one row.")
     return Explorer(entries, None if first is None else visible(first), most)
@@ -483,10 +421,6 @@ def explore(
 _styles = {"realization": "#000000 on {} underline", "verification": "#ffffff on {} underline2",
            "exploration": "#000000 on {} italic underline", "integration": "#000000 on {} overline"}
 _styles = {kind: "bold " + style.format(PIVOT_COLOURS[kind]) for kind, style in _styles.items()}
-_margin = 15 # columns: the stage and its bar
-
-
-def _plain(console) -> bool: return console.color_system is None # a pipe, NO_COLOR, or a dumb terminal
 
 
 def _pivot(words: str, kind: str, plain: bool):
@@ -502,89 +436,86 @@ def _body(run: Run, plain: bool):
         if piece.closes: body.append("⟩", "bold")
     return body
 
+
+def _grid(box, colour: str = "", **options):
+    "A table without a frame"
+    return rich_table.Table(box=box, show_header=False, show_edge=False, pad_edge=False, border_style=colour, **options)
+
 # %% ../../nbs/style/23_viewer.ipynb #26f17ad8
-def _block(console, width: int, label: str, colour: str, gap: int, body, search: str = "") -> list:
-    "Lines of rich text, their label and a bar in the margin"
-    if search: body.highlight_regex("(?i)" + re.escape(search), "reverse")
-    lines = []
-    for n, line in enumerate(body.wrap(console, max(20, width - _margin))):
-        line.rstrip()
-        margin = f"{'' if n else label:>{_margin - 3}} "
-        lines.append(rich_text.Text.assemble((margin, "dim"), ("│ ", colour), line))
-    return lines + [rich_text.Text(" " * (_margin - 2) + "│", colour)] * (gap > 1)
+def _block(label: str, colour: str, gap: int, body):
+    "Text with its label and a bar in the margin"
+    from rich import box
+    grid = _grid(box.MINIMAL, colour, expand=True)
+    grid.add_column(width=12, justify="right", style="dim")
+    grid.add_column(ratio=1, overflow="fold")
+    grid.add_row(label, body)
+    if gap > 1: grid.add_row()
+    return grid
 
 
-def _trace(console, width: int, row: Row, info: About, search: str) -> list:
+def _trace(row: Row, info: About, plain: bool):
+    from rich.console import Group
     text, Text = row.text or "", rich_text.Text
     runs, left = layout(text[:MOST]), len(text) - MOST
     kinds, backs = counts(runs)
     signs = " ".join([*(f"{kind[0].upper()}{kinds[kind]}" for kind in PIVOT_TYPES), f"↶{backs}"])
-    heads = Text(info.title or info.id, "bold"), Text(f"{len(text.split()):,} words · {signs}", "dim")
-    blocks = [(run.stage or "", BARS.get(run.stage, ""), run.gap, _body(run, _plain(console))) for run in runs]
+    blocks = [(run.stage or "", BARS.get(run.stage, ""), run.gap, _body(run, plain)) for run in runs]
     notes = ["no trace"] * (not runs) + [f"… and {left:,} characters more: see them with --html."] * (left > 0)
     blocks += [("", "dim", 0, Text(note, "italic")) for note in notes]
     if info.response: blocks.append(("response", "dim", 0, Text(info.response)))
-    return [line for head in heads for line in head.wrap(console, width)] + [
-        line for block in blocks for line in _block(console, width, *block, search)]
+    return Group(Text(info.title or info.id, "bold"), Text(f"{len(text.split()):,} words · {signs}", "dim"),
+                 *(_block(*block) for block in blocks))
 
 
 def show(
     rows: list[Row],
     console, # A rich.console.Console
     side_by_side: bool = False, # Each two rows beside each other, where there are 100 columns
-    search: str = "", # Marked where it occurs
 ):
     "Print traces, as plain text where the console has no colour"
-    step, Text, search = 2 if side_by_side else 1, rich_text.Text, visible(search)
+    from rich import box
+    step, Text, plain = 2 if side_by_side else 1, rich_text.Text, console.color_system is None
     width = min(console.width, 120 * step) # longer lines are hard to read
-    half = (width - 3) // 2 if side_by_side and width >= 100 else width
-    def put(line): console.print(line, soft_wrap=True, highlight=False)
-    signs = [_pivot(kind, kind, _plain(console)) for kind in PIVOT_TYPES]
-    put(Text(" ").join([*signs, Text("⟨↶n backtrack⟩", "bold")]))
-    put(Text("↶n gives up or corrects a step, n sentences back; the stage is in the margin", "dim"))
+    signs = [_pivot(kind, kind, plain) for kind in PIVOT_TYPES]
+    console.print(Text(" ").join([*signs, Text("⟨↶n backtrack⟩", "bold")]))
+    console.print(Text("↶n gives up or corrects a step, n sentences back; the stage is in the margin", "dim"))
     entries = list(zip(rows, about(rows), strict=True))
     for k in range(0, len(entries), step):
-        put("")
         pair = entries[k:k + step]
-        for question in dict.fromkeys(info.question for _, info in pair if info.question):
-            for line in _block(console, width, "question", "dim", 2, Text(question), search): put(line)
-        columns = [_trace(console, half, *one, search) for one in pair]
-        if half == width: columns = [sum(columns, [])]
-        for left, *right in zip_longest(*columns, fillvalue=Text()):
-            left = left.copy()
-            if right: left.truncate(half, pad=True)
-            put(Text.assemble(left, *(part for line in right for part in (" ┃ ", line))))
+        blocks = [Text(), *(_block("question", "dim", 2, Text(question))
+                            for question in dict.fromkeys(info.question for _, info in pair) if question)]
+        traces = [_trace(*one, plain) for one in pair]
+        if step == 2 and width >= 100:
+            beside = _grid(box.HEAVY, expand=True)
+            for _ in traces: beside.add_column(ratio=1)
+            beside.add_row(*traces)
+            traces = [beside]
+        for block in (*blocks, *traces): console.print(block, width=width, highlight=False)
 
 # %% ../../nbs/style/23_viewer.ipynb #74007b8b
 def print_traces(
     rows: list[Row],
     side_by_side: bool = False,
-    search: str = "",
-    limit: int = 20, # Print so many traces, or pairs; 0: all
+    limit: int = 20, # Traces, or pairs; 0: all
 ):
     "Print traces to standard output"
     from rich.console import Console
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     sys.stdout.reconfigure(errors="replace") # a terminal that is not UTF-8 shows ? for what it lacks
     some = rows[:limit * (2 if side_by_side else 1) or None]
-    with ExitStack() as stack:
-        if sys.stdout.isatty():
-            os.environ["LESS"] = os.environ.get("LESS", "-FX") + " -R" # colours as colours, short texts without waiting
-            stack.enter_context(console.pager(styles=not _plain(console)))
-        show(some, console, side_by_side, search)
-        if left := len(rows) - len(some):
-            console.print(f"\n{left} more of {len(rows)}: --limit 0 prints all, --html PAGE.html makes a page.",
-                          highlight=False, soft_wrap=True)
+    show(some, console, side_by_side)
+    if left := len(rows) - len(some):
+        console.print(f"\n{left} more of {len(rows)}: --limit 0 prints all, --html PAGE.html makes a page.",
+                      highlight=False, soft_wrap=True)
 
 # %% ../../nbs/style/23_viewer.ipynb #23002a9c
-def _check_names(what: str, names: list[str], known: list[str]) -> None:
-    "Raises InputError where one of `names` is not among `known`"
-    known = list(dict.fromkeys(filter(None, known)))
+def _check_names(what: str, names: list[str], choices: list[str]) -> None:
+    "Raises InputError where one of `names` is not among `choices`"
+    choices = [*filter(None, dict.fromkeys(choices))]
     for name in map(visible, names):
-        if name in known: continue
-        near = difflib.get_close_matches(name, known, 3) or known[:5]
-        raise InputError(f"There is no {what} {name!r}: " + (f"choose from {', '.join(near)}." if near else
-                                                            f"the rows have no {what} at all."))
+        if name in choices: continue
+        near = ", ".join(difflib.get_close_matches(name, choices, 3) or choices[:5])
+        raise InputError(f"There is no {what} {name!r}: choose from {near or 'the rows that have one'}.")
 
 
 def select(
@@ -615,9 +546,7 @@ def select(
     return matches
 
 
-def pairs(
-    rows: list[Row],
-) -> list[Row]: # First and second row of each pair in turn
+def pairs(rows: list[Row]) -> list[Row]: # First and second row of each pair in turn
     "Rows that answer the same question, two by two; or simply the two rows where there are two"
     if len(rows) == 2: return rows
     groups: dict[str, list[Row]] = {}

@@ -1,16 +1,15 @@
-"""What is picked is shown, inertly and legibly, and nothing is missing without scripts."""
+"""A set of traces, problem by problem: whole, inert and legible."""
 import html
 import re
 
 import pandas as pd
 import pytest
-from browser import ATTACKS, CONTRAST, HOSTILE, NAMELESS, Browser, chromium, squeezed
+from browser import ATTACKS, CONTRAST, HOSTILE, chromium, squeezed
 
 from smoltraces.files import visible
 from smoltraces.problems.corpora import embedded_problems
 from smoltraces.schema import to_problems
 from smoltraces.settings import InputError
-from smoltraces.style.measure import pivots
 from smoltraces.style.viewer import by_hash, explore, layout
 from smoltraces.traces.teachers import teacher
 
@@ -52,7 +51,7 @@ def test_the_explorer_says_what_it_leaves_out(frame):
     is_whole(frame.trace, text_of(everything._repr_html_()))
     assert len(explore(frame, most=0).kept) == 1
     one = explore(frame, first=frame.id[5], most=0)
-    assert list(one.kept) == [frame.id[5]] and one._repr_html_().count("<details open>") == 1
+    assert list(one.kept) == [frame.id[5]] and one._repr_html_().count(" open>") == 1
     assert list(shown.kept) == [i for i in dict.fromkeys(frame.id) if i in shown.kept]  # in the order of the set
     assert str(one) == "3 traces of 1 problems"
 
@@ -60,7 +59,8 @@ def test_the_explorer_says_what_it_leaves_out(frame):
 def test_anything_with_traces_can_be_explored(frame):
     predictions = frame[:6].drop(columns=["trace", "variant"]).assign(output="Wait.", problem_id="p", student="s",
                                                                      seed=range(6))
-    assert len(explore(predictions).labels) == 6 and len(explore(predictions).kept) == 1
+    assert str(explore(predictions)) == "6 traces of 1 problems"
+    assert all(f"seed {seed}" in explore(predictions)._repr_html_() for seed in range(6))
     assert "no trace" in explore([{"id": "a", "trace": None, "response": "7"}])._repr_html_()
     assert len(explore(["Wait.", "Hmm, no.", ""]).kept) == 3
     for given, names in (([], "at least one"), (frame, "no problem nowhere")):
@@ -71,78 +71,19 @@ def test_html_is_inert_and_whole():
     names = ("id", "variant", "question", "answer", "response")
     rows = [dict.fromkeys(names, attack) | {"correct": False, "trace": HOSTILE} for attack in ATTACKS]
     source = explore(rows, most=10**9)._repr_html_()
-    assert source.count("<script") == source.count("</script>") == source.count("<style") == 1
-    assert not re.search(r"<(img|svg|a|iframe|link)\b|https?:|\son\w+=(?!window)", re.sub("<script.*", "", source))
+    assert "<script" not in source
+    assert not re.search(r"<(img|svg|a|iframe|link)\b|https?:|\son\w+=(?!window)", source)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202e]", source)
     for attack in ATTACKS: assert squeezed(visible(attack)) in text_of(source), attack
 
 
 # ---- a browser
 
-def written(folder, *shown, colours="background:#fff;color:rgba(0,0,0,.87)") -> str:
+def written(folder, *shown, colours) -> str:
     body = "".join(s._repr_html_() for s in shown)
     file = folder / "cell.html"
     file.write_text(f'<!doctype html><meta charset="utf-8"><body style="{colours}">{body}', encoding="utf-8")
     return file.as_uri()
-
-
-def seen(browser: Browser) -> list[str]:
-    "The titles of the traces in sight"
-    return browser.js("[...document.querySelectorAll('article')].filter(e => e.getClientRects().length)"
-                      ".map(e => e.querySelector('.smoltraces-view b').textContent)")
-
-
-@chromium
-@pytest.mark.slow
-def test_a_trace_is_picked(browser, frame, tmp_path):
-    shown = explore(frame, first=frame.id[0])
-    browser.open(written(tmp_path, shown))
-    kept = list(shown.kept)
-    options = browser.js("[...document.querySelectorAll('select')].map(s => s.options.length)")
-    assert options == [len(kept), 4, 8]
-    assert browser.js("document.querySelector('select').value") == str(kept.index(frame.id[0]))
-
-    def titles(i, *variants):
-        return [f"{v} · {'✗ wrong' if v == 'ST-HC-W' else '✓ right'} · {kept[i]}" for v in variants]
-
-    browser.js("document.querySelector('select').focus()")
-    browser.key("Home")
-    assert seen(browser) == titles(0, *TEACHERS)
-    browser.click("button:last-of-type")
-    assert seen(browser) == titles(1, *TEACHERS)
-    browser.js("document.querySelectorAll('select')[1].focus()")
-    browser.key("ArrowDown")
-    assert seen(browser) == titles(1, "ST-HC")
-    browser.key("Home")
-    browser.js("document.querySelectorAll('select')[2].focus()")
-    for _ in range(2): browser.key("ArrowDown")
-    assert seen(browser) == titles(1, "ST-HC-W")  # wrong answers
-    browser.js("const s = document.querySelectorAll('select'); s[2].value = 'exploration'; "
-               "s[2].dispatchEvent(new Event('change'))")
-    has = [i for i in kept if any("exploration" in {p.type for p in pivots(t)} for t in frame.trace[frame.id == i])]
-    assert browser.js("document.querySelector('output').textContent").endswith(f"of {len(has)} problems")
-    browser.js("s[1].selectedIndex = 1; s[2].value = 'wrong'; s[1].dispatchEvent(new Event('change'))")
-    assert seen(browser) == [] and "No trace" in browser.js("document.querySelector('output').textContent")
-    assert browser.js("[...document.querySelectorAll('button')].map(b => b.disabled)") == [True, True]
-    assert browser.js(NAMELESS) == [] and browser.complaints == [] and len(browser.requests) == 1
-
-
-@chromium
-@pytest.mark.slow
-def test_nothing_is_missing_without_scripts(browser, frame, tmp_path):
-    picked = explore(frame)
-    browser("Emulation.setScriptExecutionDisabled", value=True)
-    try:
-        browser.open(written(tmp_path, picked))
-        assert browser.js("[...document.querySelectorAll('select, button')]"
-                          ".filter(e => e.getClientRects().length).length") == 0
-        for i in range(len(picked.kept)):
-            if not browser.js(f"document.querySelectorAll('details')[{i}].open"):
-                browser.js(f"document.querySelectorAll('summary')[{i}].focus()")
-                browser.key("Enter")
-        assert len(seen(browser)) == 3 * len(picked.kept)
-        is_whole(frame.trace[frame.id.isin(list(picked.kept))], squeezed(browser.js("document.body.innerText")))
-    finally: browser("Emulation.setScriptExecutionDisabled", value=False)
 
 
 @chromium
@@ -151,8 +92,8 @@ def test_nothing_is_missing_without_scripts(browser, frame, tmp_path):
 def test_it_is_legible(browser, frame, tmp_path, colours):
     "JupyterLab's two themes; and a narrow window"
     browser.open(written(tmp_path, explore(frame), colours=colours))
-    worst = browser.js(CONTRAST.replace("SELECTOR", "'th, td, label, output, p, .smoltraces-view b'"))
-    assert len(worst) > 40 and worst[0][0] >= 4.5, worst[:3]
+    worst = browser.js(CONTRAST.replace("SELECTOR", "'summary, label, .smoltraces-view b, .smoltraces-view span'"))
+    assert len(worst) > 10 and worst[0][0] >= 4.5, worst[:3]
     browser.size(400, 900)
     try: assert browser.js("document.documentElement.scrollWidth") <= 400
     finally: browser.size(1280, 800)
