@@ -1,32 +1,8 @@
 """What a trace sounds like: pivots, backtracking, stages, the style score, comparisons and views"""
-from .measure import (
-    as_json,
-    Backtrack,
-    backtracks,
-    BATCH,
-    batches,
-    coverage,
-    file_batches,
-    files_of,
-    INITIALS,
-    Lexicon,
-    lexicon,
-    measure,
-    measure_texts,
-    Pivot,
-    PIVOT_COLOURS,
-    PIVOT_TYPES,
-    pivots,
-    Stage,
-    STAGES,
-    stages,
-    style_parts,
-    summary,
-    thought,
-    transitions,
-    with_ids,
-)
-from .compare import compare, FEATURES, plot_compare, Probe, probe, replicates
+from .measure import BATCH, INITIALS, PIVOT_COLOURS, PIVOT_TYPES, STAGES, Backtrack, Lexicon, Pivot, Stage
+from .measure import as_json, backtracks, batches, coverage, file_batches, files_of, lexicon, measure, measure_texts
+from .measure import pivots, stages, style_parts, summary, thought, transitions, with_ids
+from .compare import FEATURES, Probe, compare, plot_compare, probe, replicates
 from .viewer import explore, highlight, page, print_traces, show, view
 from .corpus import measure_corpus
 

@@ -5,9 +5,9 @@
 # %% ../../nbs/style/22_compare.ipynb #472e9c75
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -15,12 +15,10 @@ from ..settings import InputError, Lazy
 from .measure import PIVOT_COLOURS, PIVOT_TYPES, measure
 
 # %% auto #0
-__all__ = ['KINDS', 'FEATURES', 'STYLE', 'compare', 'plot_compare', 'Probe', 'probe', 'replicates']
+__all__ = ['compare', 'plot_compare', 'Probe', 'probe', 'replicates']
 
 # %% ../../nbs/style/22_compare.ipynb #5b0c7401
 pd = Lazy("pandas") # slow to import
-
-# %% ../../nbs/style/22_compare.ipynb #94c41ec1
 _rates = {f"pivots_{kind}_per_100_words": f"pivots_{kind}" for kind in PIVOT_TYPES} # made here from the counts
 KINDS = {
     "length": ("n_words", "n_sentences"),
@@ -35,25 +33,19 @@ STYLE = ("pivots_per_100_words", *_rates, "pivot_diversity", "pivot_position", "
          "backtrack_reach", *KINDS["stages"], *KINDS["words"])
 
 
-class _Side(NamedTuple):
-    "One of the sets that are compared"
-    frame: pd.DataFrame # Its measures
-    values: dict[str, np.ndarray] # Those that are compared, as floats, NaN where there is no value
+_Side = namedtuple("_Side", "frame values") # measures; those compared, by feature, as floats or NaN
 
 
 def _measured(traces, features: Sequence[str]) -> _Side:
-    "The measures of what `compare` takes; raises InputError where a feature is missing or holds no numbers"
-    features = (features,) if isinstance(features, str) else tuple(features)
+    features = [features] if isinstance(features, str) else list(features)
     if not features: raise InputError("There is nothing to compare: name at least one feature.")
     table = isinstance(traces, pd.DataFrame)
-    frame = traces if table and ("trace" not in traces or all(f in traces for f in features)) else measure(traces)
-    if {"n_words", *_rates.values()} <= set(frame):
+    frame = traces if table and ("trace" not in traces or {*features} <= {*traces}) else measure(traces)
+    if {"n_words", *_rates.values()} <= {*frame}:
         words = frame.n_words.where(frame.n_words > 0)
         frame = frame.assign(**{rate: 100 * frame[count] / words for rate, count in _rates.items()})
-    missing = [f for f in features if f not in frame]
-    if missing:
-        raise InputError(f"No column {', '.join(missing)} to compare: measure the traces, or choose from "
-                         f"{', '.join(frame)}.")
+    missing = ", ".join(f for f in features if f not in frame)
+    if missing: raise InputError(f"No column {missing} to compare: measure the traces, or leave it out.")
     if len(frame) < 2: raise InputError(f"A comparison needs at least 2 traces a side, not {len(frame)}: add traces.")
     values = {}
     for f in features:
@@ -64,7 +56,7 @@ def _measured(traces, features: Sequence[str]) -> _Side:
 
 # %% ../../nbs/style/22_compare.ipynb #097fb97d
 class _Column:
-    "One feature of both sides, tallied by value; statistics take weights by value, one column a resample"
+    "One feature of both sides, tallied by value"
     def __init__(self, a: np.ndarray, b: np.ndarray, bins: int = 10):
         from scipy.sparse import csr_array
         both = np.concatenate([a, b])
@@ -76,7 +68,7 @@ class _Column:
         begins = np.unique([0, *np.searchsorted(self.values, edges, side="right")]) # of each bin, among the values
         self.bins = begins[begins < len(self.values)]
 
-    def statistics(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: # 5 × resamples
+    def statistics(self, a: np.ndarray, b: np.ndarray) -> np.ndarray: # values × resamples, weights -> 5 × resamples
         "Hedges' g, Cliff's delta, Wasserstein distance, standard deviation, Jensen-Shannon distance"
         with np.errstate(divide="ignore", invalid="ignore"):
             na, nb = a.sum(axis=0), b.sum(axis=0)
@@ -118,25 +110,23 @@ def _interval(resampled: np.ndarray, estimate: float, n: int, outcomes: tuple[fl
 
 
 def _distance_interval(distance: float, samples: np.ndarray, noise: np.ndarray, level: float) -> tuple[float, float]:
-    "Interval of the distance between the sources: the noise is in the samples, and again in each resample of them"
+    # the noise is in the samples, and again in each resample of them
     low, high = np.sqrt(np.maximum(0, _percentiles(samples**2, level) - 2 * np.nanmean(noise**2)))
     return min(low, distance), max(high, distance)
 
 # %% ../../nbs/style/22_compare.ipynb #5b0c7610
-def _draws(n: int, times: int, rng: np.random.Generator) -> np.ndarray: # n × times
-    "How often each of `n` units is drawn, with repetition, in each resample"
+def _draws(n: int, times: int, rng: np.random.Generator) -> np.ndarray: # n × times: how often each is in a resample
     cells = rng.integers(0, n, (n, times)) * times + np.arange(times)
     return np.bincount(cells.ravel(), minlength=n * times).reshape(n, times).astype(float)
 
 
 def _units(a: pd.DataFrame, b: pd.DataFrame, by: str) -> np.ndarray:
-    "The number of each row's unit, the rows of a first; raises InputError where a unit is missing on a side"
+    "The number of each row's unit, the rows of a first"
     if not (by in a and by in b): raise InputError(f"No column {by} to pair by: add it to both sides.")
     units, codes = np.unique([*a[by].astype(str), *b[by].astype(str)], return_inverse=True)
     shared = set(a[by].astype(str)) & set(b[by].astype(str))
     if len(shared) < len(units):
-        raise InputError(f"{len(units) - len(shared)} values of {by} are on one side alone: keep the {len(shared)} "
-                         "shared ones, or leave out `by`.")
+        raise InputError(f"{len(units) - len(shared)} values of {by} are on one side alone: drop them, or `by`.")
     return codes
 
 
@@ -163,13 +153,11 @@ def _resampled(a: _Side, b: _Side, by: str | None, times: int, seed: int) -> dic
 
 # %% ../../nbs/style/22_compare.ipynb #401174c5
 def compare(
-    a, # From `measure`, or anything it takes
-    b, # The same of the other side
+    a, b, # From `measure`, or anything it takes
     features: Sequence[str] = FEATURES, # Columns of both
     by: str | None = None, # A column whose values both sides share, such as id: resampled together
     bootstrap: int = 2000, # Resamples, and permutations behind `noise`
-    level: float = 0.95, # Of the intervals
-    seed: int = 0,
+    level: float = 0.95, seed: int = 0,
 ) -> pd.DataFrame: # One row a feature: effects of a minus b, distances, intervals, `note` where something is missing
     "How far apart two sets of traces are in each feature"
     _check(bootstrap, level)
@@ -188,7 +176,6 @@ def compare(
 
 
 def _effects(column: _Column, samples: np.ndarray, noise: np.ndarray, n: int, level: float) -> dict[str, float]:
-    "Effect sizes and distances of one feature, with their intervals, noise and p values"
     estimate = column.observed()
     for x in (estimate, samples, noise): x[2] /= x[3] # Wasserstein, in standard deviations
     row = dict(zip(("g", "delta", "wasserstein", "js"), estimate[[0, 1, 2, 4]], strict=True))
@@ -204,7 +191,6 @@ def _effects(column: _Column, samples: np.ndarray, noise: np.ndarray, n: int, le
 
 
 def _note(values: list[np.ndarray], *n: int) -> str | None:
-    "What the reader of a row should know, or None"
     if not any(map(len, values)): return "no value in any trace"
     if min(map(len, values)) < 2: return f"only {len(values[0])} of {n[0]} and {len(values[1])} of {n[1]} have a value"
     if np.ptp(np.concatenate(values)) == 0: return "the same in every trace"
@@ -214,65 +200,48 @@ def _note(values: list[np.ndarray], *n: int) -> str | None:
 
 # %% ../../nbs/style/22_compare.ipynb #209f4927
 _widest = 4 # standard deviations; what lies further out is an arrow at the edge, lest it press the rest together
-
-
-def _forest(axes, table: pd.DataFrame, value: str, y: Sequence[float]):
-    for at, row in zip(y, table.to_dict("records"), strict=True):
-        colour = PIVOT_COLOURS.get(row["feature"].removeprefix("pivots_").removesuffix("_per_100_words"), "0.25")
-        if np.isnan(row[value]):
-            axes.annotate(row["note"] or "no value", (0.5, at), xycoords=("axes fraction", "data"), ha="center",
-                          va="center", color="0.45", fontsize="small", backgroundcolor="white")
-            continue
-        if f"{value}_noise" in row: axes.barh(at, row[f"{value}_noise"], height=0.75, color="0.85", zorder=1)
-        x, low, high = np.clip([row[value], row[f"{value}_low"], row[f"{value}_high"]], -_widest, _widest)
-        axes.hlines(at, low, high, color=colour, lw=2, zorder=3)
-        face = "white" if row.get(f"{value}_p", 0) > 0.05 else colour
-        marker = "o" if x == row[value] else "<" if x < 0 else ">"
-        axes.plot(x, at, marker, ms=6, mfc=face, mec=colour, mew=1.4, zorder=4)
-    axes.axvline(0, color="0.4", lw=1, zorder=2)
-
-
 _titles = {"g": "Hedges' g", "delta": "Cliff's delta", "wasserstein": "Wasserstein distance, sd",
            "js": "Jensen-Shannon distance"}
 
 
-def _by_kind(table: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray]:
-    "The rows in the order of the kinds of features, and the kind of each"
-    kind = {f: k for k, features in KINDS.items() for f in features} | dict.fromkeys(_rates, "pivots")
-    kinds = table.feature.map(kind).fillna("other")
-    order = kinds.map({k: i for i, k in enumerate([*KINDS, "other"])}).argsort(kind="stable")
-    return table.iloc[order], kinds.iloc[order].to_numpy(str)
+def _forest(axes, table: pd.DataFrame, value: str):
+    for at, row in enumerate(table.to_dict("records")):
+        colour = PIVOT_COLOURS.get(row["feature"].removeprefix("pivots_").removesuffix("_per_100_words"), "0.25")
+        if np.isnan(row[value]):
+            axes.annotate(row["note"] or "no value", (0.5, at), xycoords=("axes fraction", "data"), ha="center",
+                          va="center", color="0.45", fontsize="small")
+            continue
+        if f"{value}_noise" in row: axes.barh(at, row[f"{value}_noise"], height=0.75, color="0.85", zorder=1)
+        x, low, high = np.clip([row[value], row[f"{value}_low"], row[f"{value}_high"]], -_widest, _widest)
+        axes.hlines(at, low, high, color=colour, lw=2, zorder=3)
+        marker = "o" if x == row[value] else "<" if x < 0 else ">"
+        face = "white" if row.get(f"{value}_p", 0) > 0.05 else colour
+        axes.plot(x, at, marker, ms=6, mfc=face, mec=colour, mew=1.4, zorder=4)
+    axes.axvline(0, color="0.4", lw=1, zorder=2)
+    axes.grid(axis="y", visible=False)
 
 
 def plot_compare(
     table: pd.DataFrame, # From `compare`
-    effect: str = "delta", # Or "g"
-    distance: str = "wasserstein", # Or "js"
+    effect: str = "delta", distance: str = "wasserstein", # Or "g", and "js"
     names: tuple[str, str] = ("a", "b"), # What the sides are called
 ): # A matplotlib Figure
-    "Effect sizes and distances of every feature with their intervals, by kind of feature"
+    "Effect sizes and distances of every feature with their intervals"
     from smoltraces.paper import plotting
-    table, kinds = _by_kind(table)
-    heads = np.append(True, kinds[1:] != kinds[:-1])
-    y = np.arange(len(table)) + np.cumsum(heads) # a line above each kind for its name
     with plotting() as (plt, _):
-        fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(9, 0.24 * y[-1] + 1.4), layout="constrained")
-        for axes, value in ((left, effect), (right, distance)): _forest(axes, table, value, y)
-        left.set_yticks(y, table.feature)
-        for at, name in zip(y[heads], kinds[heads], strict=True):
-            left.annotate(name, (0, at - 1), xycoords=("axes fraction", "data"), xytext=(-6, 0), ha="right",
-                          textcoords="offset points", va="center", fontweight="bold", fontsize="small")
+        fig, (left, right) = plt.subplots(1, 2, sharey=True, figsize=(9, 0.24 * len(table) + 1.4), layout="constrained")
+        for axes, value in ((left, effect), (right, distance)): _forest(axes, table, value)
+        left.set_yticks(range(len(table)), table.feature)
         if effect == "delta": left.set_xlim(-1.05, 1.05)
-        left.set(ylim=(y[-1] + 0.7, -0.5), xlabel=f"← {names[1]} has more\n{names[0]} has more →",
-                 title=_titles[effect])
+        left.set(ylim=(len(table) - 0.3, -0.7), title=_titles[effect],
+                 xlabel=f"← {names[1]} has more\n{names[0]} has more →")
         right.set(xlabel="grey: two samples of one source", title=_titles[distance])
-        for axes in (left, right): axes.grid(axis="y", visible=False)
     return fig
 
 # %% ../../nbs/style/22_compare.ipynb #576e1798
 @dataclass(frozen=True)
 class Probe:
-    "What `probe` found; as the last line of a cell it reads as text"
+    "The result of `probe`"
     auc: float # 0.5: no telling apart
     low: float # End of its interval
     high: float
@@ -280,8 +249,8 @@ class Probe:
     weights: pd.Series # Per standard deviation of each feature, mean over folds, largest first; positive: speaks for a
     scores: pd.DataFrame # side, group, fold, and out-of-fold score: the chance of a, in input order, a first
     n: tuple[int, int] # Traces of a and b
-    names: tuple[str, str] = ("a", "b")
-    note: str | None = None # What was left out or filled in
+    names: tuple[str, str]
+    note: str | None # What was left out or filled in
 
     def __repr__(self) -> str:
         a, b = self.names
@@ -296,9 +265,9 @@ class Probe:
         lines += [f"| `{f}` | {w:+.2f} | {self.names[int(w < 0)]} |" for f, w in self.weights[:8].items()]
         return "\n".join(lines if len(self.weights) else lines[:1]) + (f"\n\n{self.note}" if self.note else "")
 
-# %% ../../nbs/style/22_compare.ipynb #5b0c7612
+
 def _deal(groups: np.ndarray, is_a: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
-    "A fold for each row, whole groups to a fold, both sides spread evenly; raises InputError below 2 groups a side"
+    "A fold for each row, whole groups to a fold, both sides spread evenly"
     n = groups.max() + 1
     has_a, has_b = (np.bincount(groups, side, n) > 0 for side in (is_a, ~is_a))
     folds = min(folds, has_a.sum(), has_b.sum())
@@ -311,7 +280,7 @@ def _deal(groups: np.ndarray, is_a: np.ndarray, folds: int, rng: np.random.Gener
 
 
 def _within_folds(score, is_a, fold, weights: np.ndarray) -> np.ndarray: # 2 × folds × resamples
-    "AUC in each fold, and how many pairs it rests on, for weights of the rows (rows × resamples)"
+    "AUC in each fold, and the pairs it rests on, for weights of the rows (rows × resamples)"
     folds = []
     for k in range(fold.max() + 1):
         a, b = is_a & (fold == k), ~is_a & (fold == k)
@@ -322,7 +291,7 @@ def _within_folds(score, is_a, fold, weights: np.ndarray) -> np.ndarray: # 2 × 
 
 # %% ../../nbs/style/22_compare.ipynb #5b0c7614
 def _varied(x: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
-    "The features that differ between traces, and a note on those that do not or that lack values"
+    "The features that differ between traces, and a note on the others and on gaps"
     flat = [f for f in x if x[f].nunique() < 2]
     if len(flat) == x.shape[1]: raise InputError("No feature has two different values: there is nothing to probe.")
     notes = [f"Left out, being the same everywhere: {', '.join(flat)}."] if flat else []
@@ -333,15 +302,12 @@ def _varied(x: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
 
 
 def probe(
-    a, # From `measure`, or anything it takes
-    b, # The same of the other side
+    a, b, # From `measure`, or anything it takes
     features: Sequence[str] = STYLE, # What the probe may go by: length is not in it
     groups: str | None = "id", # Rows with the same value in this column share a fold; None: each row stands alone
-    folds: int = 5,
-    seed: int = 0, # Of the folds and the resampling
+    folds: int = 5, seed: int = 0,
     model=None, # Another scikit-learn classifier in place of logistic regression
-    bootstrap: int = 2000, # Resamples of groups behind the interval
-    level: float = 0.95,
+    bootstrap: int = 2000, level: float = 0.95, # Resamples of groups behind the interval
     names: tuple[str, str] = ("a", "b"), # What the sides are called
 ) -> Probe:
     "How well a classifier tells two sets of traces apart by their style"
@@ -365,9 +331,8 @@ def probe(
     return Probe(float(auc[0]), low, high, tuple(aucs[:, 0].tolist()), weights, scores, (len(a.frame), len(b.frame)),
                  names, note)
 
-# %% ../../nbs/style/22_compare.ipynb #5b0c7616
+
 def _out_of_fold(x: pd.DataFrame, is_a: np.ndarray, fold: np.ndarray, model) -> tuple[np.ndarray, pd.Series]:
-    "Each row's chance of being a, from a classifier that did not see its fold, and the classifiers' mean weights"
     from sklearn.base import clone
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression
@@ -387,14 +352,10 @@ def _out_of_fold(x: pd.DataFrame, is_a: np.ndarray, fold: np.ndarray, model) -> 
 
 # %% ../../nbs/style/22_compare.ipynb #26036bb4
 def replicates(
-    candidate, # From `measure`, or anything it takes, e.g. ST-HC
-    target, # e.g. ST
-    baseline, # e.g. SBS
+    candidate, target, baseline, # From `measure`, or anything it takes, e.g. ST-HC, ST and SBS
     features: Sequence[str] = STYLE,
     by: str | None = None, # A column that all three share, such as id: resampled together
-    bootstrap: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
+    bootstrap: int = 2000, level: float = 0.95, seed: int = 0,
 ) -> tuple[float, float, float]: # The share, at most 1, and the ends of its interval
     "The share of the distance in style from `baseline` to `target` that `candidate` closes"
     _check(bootstrap, level)

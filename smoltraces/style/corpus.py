@@ -8,43 +8,38 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections import deque
+from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 from ..files import atomic
 from ..settings import InputError, Lazy, needs
-from .measure import Lexicon, file_batches, files_of, lexicon, measure_texts, with_ids
+from .measure import file_batches, files_of, lexicon, measure_texts, with_ids
 
 # %% auto #0
-__all__ = ['Batch', 'measure_corpus']
+__all__ = ['measure_corpus']
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7501
 pd, pa, pq = Lazy("pandas"), Lazy("pyarrow"), Lazy("pyarrow.parquet") # slow to import
-
-# %% ../../nbs/style/24_corpus.ipynb #b8fa2175
-class Batch(NamedTuple):
-    "Some traces of a file"
-    file: Path
-    ids: list # None where a trace has none
-    rows: pd.DataFrame # Their measures
+Batch = namedtuple("Batch", "file ids rows") # some traces of a file; None where one has no id; their measures
 
 
-def _threads(files: list[Path], field: str, lex: Lexicon, workers: int) -> Iterator[Batch]:
+def _threads(files: list[Path], field: str, lexicon_files: tuple, workers: int) -> Iterator[Batch]:
+    lex = lexicon(*lexicon_files)
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for file in files:
             for ids, texts in file_batches(file, field):
                 waiting.append((file, ids, pool.submit(measure_texts, texts, lex)))
-                if len(waiting) > 2 * workers:
-                    first, its_ids, rows = waiting.popleft()
-                    yield Batch(first, its_ids, rows.result())
-        for file, ids, rows in waiting: yield Batch(file, ids, rows.result())
+                if len(waiting) > 2 * workers: yield _result(*waiting.popleft())
+        for one in waiting: yield _result(*one)
+
+
+def _result(file: Path, ids: list, rows: Future) -> Batch: return Batch(file, ids, rows.result())
 
 # %% ../../nbs/style/24_corpus.ipynb #9faff462
 def _measured_block(table: pa.Table, field: str, lexicon_files: tuple) -> pa.Table:
@@ -72,6 +67,7 @@ def _blocks(files: list[Path], field: str, lexicon_files: tuple) -> Iterator[pd.
 def _ray(files: list[Path], field: str, lexicon_files: tuple) -> Iterator[Batch]:
     needs("ray", "ray")
     import ray
+    for file in files: next(file_batches(file, field), None) # a missing field is told before Ray starts
     started = not ray.is_initialized()
     if started:
         ray.init(include_dashboard=False, logging_level="ERROR", log_to_driver=False, _node_ip_address="127.0.0.1")
@@ -112,17 +108,15 @@ def _write(path: Path, stamp: str, batches: Iterator[Batch]) -> None:
             n += len(batch.rows)
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7503
-def _with_progress(batches: Iterator[Batch], files: list[Path], progress) -> Iterator[Batch]:
-    "The batches, with a bar: traces a second and the time left, by the number of rows where the files tell it"
+def _with_progress(batches: Iterator[Batch], progress) -> Iterator[Batch]:
+    "The batches, with a bar of the traces measured"
     from tqdm.auto import tqdm
-    countable = progress is None and all(f.suffix in (".parquet", ".pq") for f in files)
-    total = sum(pq.read_metadata(f).num_rows for f in files) if countable else None
-    with tqdm(total=total, unit=" traces", disable=progress is not None or not files, delay=1) as bar:
+    with tqdm(unit=" traces", disable=progress is not None, delay=1) as bar:
         for batch in batches:
             yield batch
             (progress or bar.update)(len(batch.rows))
 
-# %% ../../nbs/style/24_corpus.ipynb #5b0c7504
+
 def measure_corpus(
     path: str | Path, # A file, or a folder of Parquet or JSONL files
     out: str | Path | None = None, # A folder: one file of measures for each file read
@@ -135,17 +129,15 @@ def measure_corpus(
     "`measure` for a corpus: all cores, bounded memory; with `out`, resumable"
     if engine not in ("threads", "ray"): raise InputError(f"engine {engine!r} is not known: use threads or ray.")
     root, files = Path(path), files_of(path)
-    if engine == "ray":
-        if any(f.suffix not in (".parquet", ".pq") for f in files):
-            raise InputError(f'engine="ray" reads Parquet alone: convert the JSONL files of {path}, or use threads.')
-        for f in files: next(file_batches(f, field), None) # a missing field is told before Ray starts
+    if engine == "ray" and any(f.suffix not in (".parquet", ".pq") for f in files):
+        raise InputError(f'engine="ray" reads Parquet alone: convert the JSONL files of {path}, or use threads.')
     targets = {f: Path(out, f.relative_to(root).with_suffix(".parquet") if root.is_dir() else f.stem + ".parquet")
                for f in files} if out else {}
     stamps = {f: _stamp(f, field, lexicon_files) for f in targets}
     todo = [f for f in files if not out or not _done(targets[f], stamps[f])]
     batches = (_ray(todo, field, lexicon_files) if engine == "ray" and todo else
-               _threads(todo, field, lexicon(*lexicon_files), workers or os.cpu_count() or 1))
-    batches = _with_progress(batches, todo, progress)
+               _threads(todo, field, lexicon_files, workers or os.cpu_count() or 1))
+    batches = _with_progress(batches, progress)
     if out:
         for file, some in groupby(batches, lambda batch: batch.file): _write(targets[file], stamps[file], some)
         return [targets[f] for f in files]

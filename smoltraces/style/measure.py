@@ -21,14 +21,12 @@ import numpy as np
 from ..settings import InputError, Lazy
 
 # %% auto #0
-__all__ = ['PIVOT_TYPES', 'STAGES', 'PIVOT_COLOURS', 'INITIALS', 'BATCH', 'Lexicon', 'lexicon', 'Pivot', 'read_trace', 'pivots',
-           'Stage', 'Backtrack', 'stages', 'backtracks', 'style_parts', 'measure_texts', 'file_rows', 'file_batches',
-           'files_of', 'batches', 'with_ids', 'measure', 'as_json', 'coverage', 'summary', 'transitions', 'thought']
+__all__ = ['INITIALS', 'BATCH', 'lexicon', 'Pivot', 'read_trace', 'pivots', 'Stage', 'Backtrack', 'stages', 'backtracks',
+           'style_parts', 'measure_texts', 'file_rows', 'file_batches', 'files_of', 'batches', 'with_ids', 'measure',
+           'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7301
 pd = Lazy("pandas") # slow to import, as are Numba and the scanner, which the functions below import
-
-# %% ../../nbs/style/21_measure.ipynb #348ffca3
 PIVOT_TYPES = ("realization", "verification", "exploration", "integration")
 STAGES = ("framing", "exploration", "verification", "synthesis")
 # The palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
@@ -102,11 +100,8 @@ class Pivot(NamedTuple):
 def _encode(text: str) -> bytes: return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
 
 
-def read_trace(
-    text: str | None, # A trace; what is no text holds nothing
-    lex: Lexicon | None = None,
-): # A scanner.Reading whose places are characters, and whose pivots are `Pivot`s
-    "Every sentence and every pivot of a trace"
+def read_trace(text: str | None, lex: Lexicon | None = None):
+    "A scanner.Reading of a trace whose places are characters, and whose pivots are `Pivot`s"
     from smoltraces.style.scanner import Reading, read
     if not isinstance(text, str) or not text: return Reading([], [], [], {}) # None, or NaN in a frame
     lex, data = lex or lexicon(), _encode(text)
@@ -159,11 +154,8 @@ def _score_rates(groups: dict[str, np.ndarray], n_words: np.ndarray, names: Iter
             for name in names if name != "bias"}
 
 
-def style_parts(
-    text: str, # A trace
-    lex: Lexicon | None = None,
-) -> pd.DataFrame: # One row per rate: per 100 words, its weight, and what it adds to the score's logit
-    "Why a trace has its style score"
+def style_parts(text: str, lex: Lexicon | None = None) -> pd.DataFrame:
+    "Why a trace has its style score: each rate per 100 words, its weight, and what it adds to the score's logit"
     from smoltraces.style.scanner import scan
     lex, data = lex or lexicon(), np.frombuffer(_encode(text), np.uint8)
     measures, _ = scan(data, np.array([0, len(data)]), lex.compiled, len(lex.groups))
@@ -233,13 +225,12 @@ def _n_tokens(texts: list[str], tokenizer) -> list[int]:
     if isinstance(tokenizer, str | Path):
         from transformers import AutoTokenizer
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    return [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
 
 
 def measure_texts(
     texts: Iterable, # str; null, bytes and others are measured as far as they go, and say why in `note`
-    lex: Lexicon | None = None,
-    tokenizer=None, # A Hugging Face tokenizer, or the path of one, for `n_tokens`
+    lex: Lexicon | None = None, tokenizer=None,
 ) -> pd.DataFrame: # The columns of `measure` without `id`
     "Measure texts in memory: a list, or an Arrow array of strings"
     from smoltraces.style.scanner import scan
@@ -271,12 +262,11 @@ def _parquet(path: Path):
     except (OSError, ValueError): raise InputError(f"{path} is not Parquet: write it again.") from None
 
 
-def file_rows(
-    path: Path, # JSONL, Parquet or text
-    field: str | None = None, # That each row of JSONL must have
-) -> Iterator[dict]: # Raises InputError naming the file and the line
-    "The rows of a file with all their columns"
-    if path.suffix in _PARQUET:
+def file_rows(path: Path, field: str | None = None) -> Iterator[dict]:
+    "The rows of a JSONL, Parquet or text file; raises InputError naming the line that is no JSON or lacks `field`"
+    if path.is_dir() or not path.exists():
+        for file in files_of(path): yield from file_rows(file, field)
+    elif path.suffix in _PARQUET:
         for batch in _parquet(path).iter_batches(BATCH): yield from batch.to_pylist()
     elif path.suffix in _PLAIN:
         text = path.read_bytes().decode(errors="replace")
@@ -299,11 +289,8 @@ def _json_row(line: bytes, where: str, field: str | None) -> dict:
     return row
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c7608
-def file_batches(
-    path: Path, # JSONL, Parquet or text
-    field: str = "trace",
-) -> Iterator[tuple[list, Any]]: # ids (None where a trace has none) and texts, `BATCH` at a time
-    "The traces of a file"
+def file_batches(path: Path, field: str = "trace") -> Iterator[tuple[list, Any]]: # ids (None: it has none) and texts
+    "The traces of a file, `BATCH` at a time"
     if path.suffix in _PARQUET:
         file = _parquet(path)
         names = file.schema_arrow.names
@@ -317,10 +304,8 @@ def file_batches(
         while part := list(islice(rows, BATCH)): yield [row.get("id") for row in part], [row[field] for row in part]
 
 
-def files_of(
-    path: str | Path, # A file, or a folder of Parquet or JSONL files
-) -> list[Path]: # In order of their names
-    "The files of a corpus"
+def files_of(path: str | Path) -> list[Path]: # In order of their names
+    "The file, or the Parquet and JSONL files of a folder"
     path = Path(path)
     if path.is_dir():
         files = sorted(f for end in ("parquet", "jsonl") for f in path.rglob(f"*.{end}"))
@@ -330,22 +315,16 @@ def files_of(
     return [path]
 
 # %% ../../nbs/style/21_measure.ipynb #5b0c760a
-def batches(
-    traces, # Anything that `measure` takes
-    field: str = "trace",
-) -> Iterator[tuple[list, list]]: # ids (None where a trace has none) and texts
-    "Traces, a batch at a time"
+def batches(traces, field: str = "trace") -> Iterator[tuple[list, list]]: # ids (None: it has none) and texts
+    "What `measure` takes, a batch at a time"
     if isinstance(traces, Path) or isinstance(traces, str) and traces.endswith((*_JSONL, *_PARQUET)):
         for file in files_of(traces): yield from file_batches(file, field)
     elif isinstance(traces, str | bytes): yield [None], [traces]
-    elif hasattr(traces, "column_names") or hasattr(traces, "columns"): # datasets, pandas, polars, pyarrow
-        names = list(traces.column_names if hasattr(traces, "column_names") else traces.columns)
-        _check_field(field, names)
-        for at in range(0, len(traces), BATCH):
-            part = traces.iloc[at:at + BATCH] if isinstance(traces, pd.DataFrame) else traces[at:at + BATCH]
-            ids, texts = (c.to_pylist() if hasattr(c, "to_pylist") else list(c)
-                          for c in (part["id" if "id" in names else field], part[field]))
-            yield ids if "id" in names else [None] * len(texts), texts
+    elif isinstance(traces, pd.DataFrame) or hasattr(traces, "to_pandas"): # polars, pyarrow, datasets
+        frame = traces if isinstance(traces, pd.DataFrame) else traces.to_pandas()
+        _check_field(field, frame.columns)
+        for _, part in frame.groupby(np.arange(len(frame)) // BATCH):
+            yield list(part["id"]) if "id" in part else [None] * len(part), list(part[field])
     else:
         rows = list(traces)
         if rows and isinstance(rows[0], dict):
@@ -354,12 +333,8 @@ def batches(
         elif rows: yield [None] * len(rows), rows
 
 
-def with_ids(
-    rows: pd.DataFrame,
-    ids: list,
-    first: int = 0, # The position of the first row
-) -> pd.DataFrame:
-    "Rows with their ids; a trace without one is named by its position"
+def with_ids(rows: pd.DataFrame, ids: list, first: int = 0) -> pd.DataFrame:
+    "Rows with their ids; a trace without one is named by its position, counted from `first`"
     rows.insert(0, "id", pd.array([str(first + i if k is None else k) for i, k in enumerate(ids)], dtype="str"))
     return rows
 
@@ -367,8 +342,7 @@ def with_ids(
 def measure(
     traces: Any, # A text, a list of texts or dicts, a frame (pandas, polars, Arrow), a Dataset, a path
     field: str = "trace", # Of a frame or a file: where the traces are
-    lex: Lexicon | None = None, # From `lexicon`
-    tokenizer=None, # A tokenizer or its path: adds `n_tokens`
+    lex: Lexicon | None = None, tokenizer=None, # A tokenizer or its path adds `n_tokens`
 ) -> pd.DataFrame: # One row a trace, in order
     "The style of each trace"
     parts, done = [], 0
@@ -382,8 +356,7 @@ def measure(
 # %% ../../nbs/style/21_measure.ipynb #fdc40547
 def as_json(
     row: dict, # Of `measure`
-    text: str | None = None, # The trace: adds `backtrack_spans`, [start, end] in characters
-    lex: Lexicon | None = None,
+    text: str | None = None, lex: Lexicon | None = None, # The trace adds `backtrack_spans`, [start, end] in characters
 ) -> dict:
     "A row of `measure` as `smoltraces style --json` prints it: NaN is null"
     def values(*names):
@@ -401,17 +374,12 @@ def as_json(
     return out
 
 # %% ../../nbs/style/21_measure.ipynb #236635f8
-def coverage(
-    measures: pd.DataFrame, # From `measure`
-    at_least: int = 3, # Types that must occur
-) -> float: # 0 to 1
+def coverage(measures: pd.DataFrame, at_least: int = 3) -> float: # 0 to 1
     "The share of traces in which at least so many of the four pivot types occur"
     return float((measures.pivot_types >= at_least).mean())
 
 
-def summary(
-    measures: pd.DataFrame, # From `measure`
-) -> pd.Series: # Of str
+def summary(measures: pd.DataFrame) -> pd.Series: # Of str
     "The means of many traces, as `smoltraces style` prints them"
     measured = measures[measures.n_words > 0]
     rows = {"traces": f"{len(measures)}"}
@@ -427,10 +395,8 @@ def summary(
     return pd.Series(rows)
 
 
-def transitions(
-    measures: pd.DataFrame, # From `measure`
-) -> pd.DataFrame: # From (rows) to (columns); each row adds up to 1, or is NaN where a stage is never left
-    "How often each stage is followed by each other one"
+def transitions(measures: pd.DataFrame) -> pd.DataFrame: # From (rows) to (columns)
+    "How often each stage is followed by each other one; rows add up to 1, or are NaN where a stage is never left"
     counts = pd.DataFrame(0.0, index=pd.Index(STAGES, name="from"), columns=pd.Index(STAGES, name="to"))
     for path in measures.stage_path:
         for a, b in pairwise(path): counts.loc[INITIALS[a], INITIALS[b]] += 1

@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', 'APOSTROPHE', 'CLOSER', 'OPENER', 'HYPHEN',
            'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'LEAD', 'FIRST', 'FUNCTION',
-           'ABBREVIATION', 'PLACES', 'characters', 'Table', 'Words', 'Sentences', 'words', 'Entry', 'Compiled',
-           'compile_lexicon', 'Prose', 'Sentence', 'Reading', 'read', 'Measures', 'scan']
+           'ABBREVIATION', 'Table', 'Words', 'Sentences', 'PLACES', 'Prose', 'Sentence', 'Measures', 'characters',
+           'words', 'Entry', 'Compiled', 'compile_lexicon', 'Reading', 'read', 'scan']
 
 # %% ../../nbs/style/20_scanner.ipynb #dbae15d1
 import functools
 import os
 import unicodedata
-from collections import defaultdict
+from collections import defaultdict, namedtuple
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -40,7 +41,6 @@ def _kind_of(c: int) -> int:
 
 @functools.cache
 def characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]: # kind and lower case of code points < 65536; ASCII words
-    "Tables of characters; the third holds the lower case of ASCII letters and digits, and 0 for every other byte"
     kinds = np.array([_kind_of(c) for c in range(65536)], np.uint8)
     lower = np.arange(65536, dtype=np.uint16)
     for c in range(65536):
@@ -107,7 +107,7 @@ def _next(doc, i, mark, ahead):
         ahead[mark] = j
     return ahead[mark]
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7202
+
 @_jit
 def _quoted_until(doc, i, ahead):
     "Where the code, mathematics or quotation that opens at byte i ends; i where none opens"
@@ -130,10 +130,7 @@ START, AFTER_COMMA, QUOTED, NUMBER, HYPHENATED, PARAGRAPH, LEAD, FIRST, FUNCTION
 _offset, _prime, _29 = np.uint64(14695981039346656037), np.uint64(1099511628211), np.uint64(29) # of the FNV-1a hash
 
 
-class Table(NamedTuple):
-    "A hash table; no key is 0"
-    keys: np.ndarray   # uint64
-    values: np.ndarray # int32
+Table = namedtuple("Table", "keys values") # a hash table, of uint64 and int32; no key is 0
 
 
 def _table(pairs: dict[int, int]) -> Table:
@@ -157,7 +154,7 @@ def _find(table, key):
         at = at + np.uint64(1) & mask
     return np.int32(0)
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7206
+
 @_jit
 def _goes_on(doc, j, first, kinds, lower):
     "The lower case and the size of the character at byte j, not ASCII, if a word goes on with it; else 0 and 0"
@@ -182,20 +179,8 @@ def _stop_end(doc, i, size, kinds):
     return j
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c720a
-class Words(NamedTuple):
-    "The words of a text, in order"
-    start: np.ndarray    # Byte, int32
-    end: np.ndarray
-    hash: np.ndarray     # Of its lower case, uint64
-    sentence: np.ndarray # Its number
-    flag: np.ndarray
-
-
-class Sentences(NamedTuple):
-    "The sentences of a text, in order"
-    start: np.ndarray     # Byte, int32
-    end: np.ndarray
-    paragraph: np.ndarray # Whether a paragraph begins with it
+Words = namedtuple("Words", "start end hash sentence flag") # bytes; of the lower case; number; bits
+Sentences = namedtuple("Sentences", "start end paragraph") # bytes; whether a paragraph begins with it
 
 
 @_jit
@@ -297,9 +282,7 @@ def _words(doc, tables, traits):
             Sentences(s_start[:n_sentences], s_end[:n_sentences], s_paragraph[:n_sentences]), blanks)
 
 
-def words(
-    text: str,
-) -> list[tuple[int, int, int]]: # Byte offsets and hash of each word
+def words(text: str) -> list[tuple[int, int, int]]: # Byte offsets and hash of each
     "The words of a text, as the reader cuts them"
     columns, _, _ = _words(np.frombuffer(text.encode("utf-8", "replace"), np.uint8), characters(), _table({}))
     return list(zip(*(column.tolist() for column in columns[:3]), strict=True))
@@ -318,20 +301,20 @@ class Entry(NamedTuple):
 
 class Compiled(NamedTuple):
     "A lexicon as the reader wants it; nodes of the trie, entries and groups are numbers"
-    traits: Table            # hash of a word -> flags
-    edges: Table             # hash of a word ^ node -> node; the root is 0
-    entries: np.ndarray      # node -> its first entry; those of node i end where those of i + 1 begin
-    place: np.ndarray        # entry -> index in PLACES
-    mark: np.ndarray         # entry -> byte that must follow, or 0
-    group: np.ndarray        # entry -> group, at most 64 of them; the first `pivots` groups are pivots
-    stops: np.ndarray        # entry -> its first word in `stop_words`
-    stop_words: np.ndarray   # hashes, 0 for any number
+    traits: Table # hash of a word -> flags
+    edges: Table # hash of a word ^ node -> node; the root is 0
+    entries: np.ndarray # node -> its first entry; those of node i end where those of i + 1 begin
+    place: np.ndarray # entry -> index in PLACES
+    mark: np.ndarray # entry -> byte that must follow, or 0
+    group: np.ndarray # entry -> group, at most 64 of them; the first `pivots` groups are pivots
+    stops: np.ndarray # entry -> its first word in `stop_words`
+    stop_words: np.ndarray # hashes, 0 for any number
     pivots: int
-    stages: np.ndarray       # stage -> bits of its groups
-    weights: np.ndarray      # group -> what it adds to a sentence's backtracking score
+    stages: np.ndarray # stage -> bits of its groups
+    weights: np.ndarray # group -> what it adds to a sentence's backtracking score
     bias: float
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7210
+
 def compile_lexicon(
     entries: list[Entry],
     pivots: int, # How many of the groups, from the first, are pivots
@@ -339,8 +322,7 @@ def compile_lexicon(
     functions: list[str] = (), # Words without content
     abbreviations: list[str] = (), # A point after them ends no sentence
     stages: list[int] = (), # The groups of each stage, as bits
-    weights: dict[int, float] | None = None, # Group -> weight in the backtracking score
-    bias: float = -1.0,
+    weights: dict[int, float] | None = None, bias: float = -1.0, # Of the backtracking score, by group
 ) -> tuple[Compiled, list[Entry]]: # With the entries in the order in which matches number them
     "A lexicon as arrays"
     edges, at_node, traits = {}, [[]], defaultdict(int)
@@ -453,7 +435,7 @@ def _backtracks(lex, cues):
 # %% ../../nbs/style/20_scanner.ipynb #da22b63a
 @_jit
 def _last_seen(hashes):
-    "For each of `hashes`, where the same stood last, or -1"
+    "Where the same hash stood last, or -1"
     size = 64
     while size < 2 * len(hashes): size *= 2
     keys, at, mask = np.empty(size, np.uint64), np.full(size, -1, np.int32), np.uint64(size - 1)
@@ -527,7 +509,7 @@ def _coherence(sent, content, seen):
 
 @_jit
 def _reach(sent, content, seen, back):
-    "How many sentences back the content words of a backtracking sentence were last said, on average"
+    "Mean number of sentences back to where the content words of backtracking sentences stood last"
     total, count = 0, 0
     for i in range(len(sent)):
         if back[sent[i]] and content[i] and seen[i] >= 0 and sent[seen[i]] < sent[i]:
@@ -536,11 +518,7 @@ def _reach(sent, content, seen, back):
     return total / count if count else np.nan
 
 # %% ../../nbs/style/20_scanner.ipynb #c5b9bd35
-class Prose(NamedTuple):
-    "The words of a text that are the writer's own, in order"
-    hash: np.ndarray
-    sentence: np.ndarray
-    content: np.ndarray # Whether the word carries content
+Prose = namedtuple("Prose", "hash sentence content") # of the writer's own words; whether a word carries content
 
 
 @_jit
@@ -557,19 +535,13 @@ def _prose(words):
 
 @_jit
 def _read(doc, tables, lex, counts):
-    "Words by blank space, sentences with their cues, stages and whether they backtrack, pivots, and prose of one text"
     words, sentences, blanks = _words(doc, tables, lex.traits)
     pivots, cues = _match(doc, lex, words, len(sentences.start), counts)
     stages, back = _stages(lex, cues, sentences.paragraph), _backtracks(lex, cues)
     return blanks, sentences, cues, stages, back, pivots, _prose(words)
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7215
-class Sentence(NamedTuple):
-    "A sentence, `text[start:end]`"
-    start: int
-    end: int
-    stage: int
-    backtracks: bool
+
+Sentence = namedtuple("Sentence", "start end stage backtracks")
 
 
 class Reading(NamedTuple):
@@ -580,11 +552,8 @@ class Reading(NamedTuple):
     reaches: dict[int, float] # sentence -> sentences back, for those that backtrack
 
 
-def read(
-    text: bytes, # UTF-8
-    lex: Compiled,
-) -> Reading:
-    "Every sentence and every pivot of one text"
+def read(text: bytes, lex: Compiled) -> Reading:
+    "Every sentence and every pivot of one text, in UTF-8"
     doc = np.frombuffer(text, np.uint8)
     _, sentences, cues, stages, back, pivots, prose = _read(doc, characters(), lex, np.zeros(64))
     seen, numbers = _last_seen(prose.hash), np.arange(len(cues))
@@ -595,33 +564,23 @@ def read(
                    cues.tolist(), reaches)
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7217
-class Measures(NamedTuple):
-    "What `scan` measures; each array has an entry for each text"
-    n_words: np.ndarray
-    n_sentences: np.ndarray
-    n_prose: np.ndarray # Words of the writer's own
-    pivot_position: np.ndarray # Mean, from 0 to 1
-    backtracks: np.ndarray
-    backtrack_reach: np.ndarray # This and those to `repetition` are 0 in a scan that is not full
-    coherence: np.ndarray
-    mattr: np.ndarray
-    mtld: np.ndarray
-    repetition: np.ndarray
-    stages: np.ndarray # Texts × stages: the share of sentences
-    groups: np.ndarray # Texts × groups: how often each occurs
+# An entry for each text. n_prose: words of the writer's own; stages: texts × stages, the share of sentences; groups:
+# texts × groups, how often each occurs. Those from backtrack_reach to repetition are 0 in a scan that is not full.
+Measures = namedtuple("Measures", "n_words n_sentences n_prose pivot_position backtracks backtrack_reach "
+                                  "coherence mattr mtld repetition stages groups")
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7218
+
 @_jit
 def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
     written = 0
     for d in range(len(offsets) - 1):
         doc = data[offsets[d]:offsets[d + 1]]
         blanks, sentences, _, stages, back, pivots, prose = _read(doc, tables, lex, out.groups[d])
-        n = len(stages)
+        n, starts = len(stages), pivots[0]
         out.n_words[d], out.n_sentences[d], out.n_prose[d] = blanks, n, len(prose.hash)
         position = 0.0
-        for start in pivots[0]: position += start / len(doc)
-        out.pivot_position[d] = position / len(pivots[0]) if len(pivots[0]) else np.nan
+        for start in starts: position += start / len(doc)
+        out.pivot_position[d] = position / len(starts) if len(starts) else np.nan
         for s in range(n):
             out.stages[d, stages[s]] += 1
             out.backtracks[d] += back[s] and not (s and back[s - 1]) # neighbours are one section
@@ -636,7 +595,7 @@ def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
         out.coherence[d] = _coherence(prose.sentence, prose.content, seen)
         out.mattr[d], out.mtld[d], out.repetition[d] = _mattr(seen), _mtld(seen), _repetition(prose.hash)
 
-# %% ../../nbs/style/20_scanner.ipynb #5b0c7219
+
 def scan(
     data: np.ndarray, # The texts as UTF-8, one after another, as bytes
     offsets: np.ndarray, # Where each begins, and where the last ends
@@ -646,10 +605,9 @@ def scan(
 ) -> tuple[Measures, list[bytes]]: # And the stages of each text, repeats left out
     "Measure many texts; holds no lock, so that threads may share the work"
     n = len(offsets) - 1
-    measures = Measures(*np.zeros((10, n)), stages=np.zeros((n, 4)), groups=np.zeros((n, groups)))
+    measures = Measures(*np.zeros((10, n)), np.zeros((n, 4)), np.zeros((n, groups)))
     paths = np.empty(int(offsets[-1] - offsets[0]) // 2 + 2 * len(offsets), np.uint8)
-    path_ends = np.zeros(n, np.int64)
-    _scan(data, offsets, characters(), lex, measures, paths, path_ends, full)
-    bounds = [0, *path_ends.tolist()]
-    letters = paths[:bounds[-1]].tobytes()
-    return measures, [letters[a:z] for a, z in zip(bounds, bounds[1:], strict=False)]
+    path_ends = np.zeros(n + 1, np.int64)
+    _scan(data, offsets, characters(), lex, measures, paths, path_ends[1:], full)
+    letters = paths.tobytes()
+    return measures, [letters[a:z] for a, z in pairwise(path_ends.tolist())]

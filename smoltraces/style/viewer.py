@@ -5,14 +5,13 @@
 # %% ../../nbs/style/23_viewer.ipynb #92fb0bb8
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import os
 import re
 import sys
 from base64 import b64encode
-from collections import Counter
+from collections import Counter, namedtuple
 from functools import cache
 from importlib import resources
 from itertools import groupby, pairwise
@@ -22,46 +21,20 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from ..files import visible, write_text
-from ..settings import InputError, Lazy
-from smoltraces.style.measure import (
-    PIVOT_COLOURS,
-    PIVOT_TYPES,
-    STAGES,
-    Backtrack,
-    Pivot,
-    backtracks,
-    file_rows,
-    files_of,
-    measure,
-    pivots,
-    stages,
-)
+from ..settings import InputError, Lazy, nearest
+from .measure import PIVOT_COLOURS, PIVOT_TYPES, STAGES, backtracks, file_rows, measure, pivots, stages
 
 # %% auto #0
-__all__ = ['pd', 'rich_text', 'rich_table', 'BARS', 'MOST', 'Piece', 'Run', 'layout', 'counts', 'reach', 'by_backtrack', 'Row',
+__all__ = ['pd', 'rich_text', 'rich_table', 'Piece', 'Run', 'BARS', 'MOST', 'Row', 'layout', 'counts', 'reach', 'by_backtrack',
            'rows', 'About', 'about', 'text', 'source', 'environment', 'macros', 'table', 'facts', 'View', 'view',
-           'highlight', 'fill', 'laid_out', 'page', 'by_hash', 'Explorer', 'explore', 'show', 'print_traces', 'select',
-           'pairs']
+           'highlight', 'fill', 'laid_out', 'page', 'explore', 'show', 'print_traces', 'select', 'pairs']
 
 # %% ../../nbs/style/23_viewer.ipynb #c5a0f1d2
 pd, rich_text, rich_table = Lazy("pandas"), Lazy("rich.text"), Lazy("rich.table") # slow to import
 
 # %% ../../nbs/style/23_viewer.ipynb #dcc65d18
-class Piece(NamedTuple):
-    "Visible text of one kind"
-    text: str
-    pivot: Pivot | None
-    back: Backtrack | None
-    opens: bool # The backtrack begins with it
-    closes: bool
-
-
-class Run(NamedTuple):
-    "Consecutive sentences of one stage"
-    stage: str | None # None in a text without a sentence
-    sentences: int
-    gap: int # Newlines that end it, at most 2
-    pieces: list[Piece]
+Piece = namedtuple("Piece", "text pivot back opens closes") # the Pivot and the Backtrack that it is in, or None
+Run = namedtuple("Run", "stage sentences gap pieces") # gap: newlines that end it, at most 2
 
 
 def _covering(spans, position: int, k: int): # which of the ordered `spans` holds `position`, from the k-th on
@@ -73,9 +46,7 @@ def _whole(text: str) -> str: # of the same length, without the half characters 
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def layout(
-    text: str | None, # A trace
-) -> list[Run]: # In order; empty where there is no text
+def layout(text: str | None) -> list[Run]: # In order; empty where there is no text
     "A trace cut where its stage changes and where a pivot or a backtrack begins or ends"
     if not isinstance(text, str) or not text.strip(): return []
     text = text.replace("\r\n", "\n")
@@ -118,21 +89,17 @@ def counts(runs: list[Run]) -> tuple[Counter, int]:
     return Counter(turn.type for turn in turns), len(backs)
 
 
-def reach(back: Backtrack) -> int | None:
+def reach(back) -> int | None:
     "How many sentences back"
     return None if math.isnan(back.reach) else round(back.reach)
 
 
-def by_backtrack(pieces: list[Piece]) -> list[tuple[Backtrack | None, list[Piece]]]:
+def by_backtrack(pieces: list[Piece]) -> list[tuple]:
     "Pieces that follow one another in the same backtrack, or in none"
     return [(back, list(group)) for back, group in groupby(pieces, key=lambda p: p.back)]
 
 # %% ../../nbs/style/23_viewer.ipynb #d2d4e168
-class Row(NamedTuple):
-    "One trace, with what stood beside it"
-    number: int # From 1
-    text: str | None # The trace
-    columns: dict[str, Any]
+Row = namedtuple("Row", "number text columns") # from 1; a trace, or None; what stood beside it
 
 
 def rows(
@@ -149,7 +116,7 @@ def rows(
     columns = []
     for one in traces:
         if isinstance(one, Path):
-            part = [row for file in files_of(one) for row in file_rows(file)]
+            part = list(file_rows(one))
             if not part: raise InputError(f"{one} holds no trace: name a file that does.")
             columns += [{"file": one.stem} | row for row in part] if len(traces) > 1 else part
         else: columns.append(dict(one) if isinstance(one, dict | pd.Series) else {field or "trace": one})
@@ -242,7 +209,7 @@ def macros(template: str):
     "The macros of a template, as functions that return Markup"
     return environment().get_template(template).module
 
-# %% ../../nbs/style/23_viewer.ipynb #5d0e6c11
+
 _number = r"(?!.*\d\.\d+\.\d)[^A-Za-z_]*\d[^A-Za-z_]*|–" # with a mark, an interval, a unit; no version
 
 
@@ -250,11 +217,8 @@ def _cell(value) -> Markup: # its interval, where it ends with one, on a line of
     return Markup(re.sub(r" (\[[^\[\]A-Za-z]*\])$", r" <small>\1</small>", str(text(value))))
 
 
-def table(
-    frame: pd.DataFrame, # Text or numbers
-    notes: str = "", # Its caption, then notes, each a paragraph
-) -> Markup:
-    "A table whose first column names its rows"
+def table(frame: pd.DataFrame, notes: str = "") -> Markup:
+    "A table whose first column names its rows, its caption, and notes, each a paragraph"
     numeric = [all(re.fullmatch(_number, str(v)) or pd.isna(v) for v in frame[name]) for name in frame]
     cells = [[_cell(v) for v in values] for values in frame.astype(object).itertuples(index=False, name=None)]
     return macros("style/parts.html").table(list(frame), numeric, cells, notes.split("\n\n"))
@@ -296,8 +260,7 @@ class View:
 def view(
     traces, # What `rows` takes
     field: str | None = None, # Where rows hold the trace
-    title: str | None = None, # Of a single trace; by default its variant, whether it is right, and its id
-    titles: list[str] | None = None, # Of several
+    title: str | None = None, titles: list[str] | None = None, # Of a single trace; of several
 ) -> View: # Two traces stand side by side where there is room
     "Traces with their pivots, stages and backtracks in sight"
     entries = rows(traces, field)
@@ -318,8 +281,7 @@ def _hash(source: str) -> str: return f"'sha256-{b64encode(hashlib.sha256(source
 def fill(
     template: str, # One that extends style/page.html; its .css and .js have the same name and lie beside it
     data, # What its script reads, as JSON
-    images: str = "", # Where its images may come from, e.g. "data:"
-    **context, # What the template shows, such as the title
+    images: str = "", **context, # Where its images may come from, e.g. "data:"; what the template shows
 ) -> str:
     "A page that is whole by itself: its template with the shared style and script, and the data"
     from jinja2.utils import htmlsafe_json_dumps
@@ -351,12 +313,7 @@ def laid_out(text: str | None) -> dict: # its runs, and how many pivots of each 
             "runs": [[run.stage or "", run.gap, _items(run.pieces)] for run in runs]}
 
 
-def page(
-    traces, # What `rows` takes
-    path: Path | str, # The HTML file to write
-    title: str = "Traces",
-    field: str | None = None, # As in `rows`
-) -> Path:
+def page(traces, path: Path | str, title: str = "Traces", field: str | None = None) -> Path:
     "Write one HTML file, whole by itself, in which to search, filter, sort, read and compare the traces"
     entries = rows(traces, field)
     measures = measure([row.text and _whole(row.text) for row in entries])
@@ -370,51 +327,15 @@ def page(
     return write_text(Path(path), fill("style/viewer.html", data, title=title))
 
 # %% ../../nbs/style/23_viewer.ipynb #da39ea97
-def by_hash(ids, seed: int = 0) -> list[str]:
-    "Ids in the order of a hash of each: like chance, and the same on every machine"
-    return sorted(map(str, ids), key=lambda i: hashlib.sha256(f"{seed}-{i}".encode("utf-8", "replace")).digest())
-
-
-class Explorer:
-    "Problems that unfold to their traces in a notebook; `first` is open, others are shown while they fit"
-    def __init__(self, rows: list[Row], first: str | None, most: int):
-        self.problems: dict[str, list[Row]] = {}
-        for row, info in zip(rows, about(rows), strict=True): self.problems.setdefault(info.key, []).append(row)
-        if first not in (None, *self.problems):
-            raise InputError(f"There is no problem {first} here: name another, such as {next(iter(self.problems))}.")
-        order, html = by_hash(self.problems), {}
-        self.first = order[0] if first is None else first
-        for key in sorted(order, key=lambda key: key != self.first):
-            one = self._problem(key)
-            if html and sum(map(len, html.values())) + len(one) > most: break
-            html[key] = one
-        self.kept = {key: html[key] for key in self.problems if key in html} # in the order of the rows
-
-    def __repr__(self):
-        return f"{sum(len(self.problems[key]) for key in self.kept)} traces of {len(self.kept)} problems"
-
-    def _problem(self, key: str) -> Markup:
-        view = View(self.problems[key])
-        heading = " ".join((view.abouts[0].question or key).split())
-        heading = heading if len(heading) <= 80 else heading[:79] + "…"
-        return macros("style/cell.html").problem(heading, Markup(view._repr_html_()), key == self.first)
-
-    def _repr_html_(self):
-        left_out = len(self.kept) < len(self.problems)
-        note = f"{len(self.kept)} of {len(self.problems)} problems; viewer.page shows all." if left_out else ""
-        return "".join([*self.kept.values(), text(note)])
-
-
 def explore(
     traces, # What `rows` takes
-    first: str | None = None, # The id of the problem that is open
-    most: int = 120_000, # Characters of HTML: problems are added while they fit, at least one
+    first: str | None = None, # The id of the problem; by default the first there is
     field: str | None = None, # As in `rows`
-) -> Explorer:
-    "A set of traces, problem by problem"
+) -> View:
+    "The traces of one problem, side by side"
     entries = rows(traces, field)
     if not entries: raise InputError("There is no trace to explore: give at least one row.")
-    return Explorer(entries, None if first is None else visible(first), most)
+    return View(select(entries, ids=[about(entries[:1])[0].key if first is None else first]))
 
 # %% ../../nbs/style/23_viewer.ipynb #d79cf45c
 # Black or white on the type's colour, whichever can be read: it does so on any background. And a line of its own.
@@ -467,12 +388,8 @@ def _trace(row: Row, info: About, plain: bool):
                  *(_block(*block) for block in blocks))
 
 
-def show(
-    rows: list[Row],
-    console, # A rich.console.Console
-    side_by_side: bool = False, # Each two rows beside each other, where there are 100 columns
-):
-    "Print traces, as plain text where the console has no colour"
+def show(rows: list[Row], console, side_by_side: bool = False):
+    "Print traces to a rich Console, as plain text where it has no colour; two beside each other need 100 columns"
     from rich import box
     step, Text, plain = 2 if side_by_side else 1, rich_text.Text, console.color_system is None
     width = min(console.width, 120 * step) # longer lines are hard to read
@@ -493,12 +410,8 @@ def show(
         for block in (*blocks, *traces): console.print(block, width=width, highlight=False)
 
 # %% ../../nbs/style/23_viewer.ipynb #74007b8b
-def print_traces(
-    rows: list[Row],
-    side_by_side: bool = False,
-    limit: int = 20, # Traces, or pairs; 0: all
-):
-    "Print traces to standard output"
+def print_traces(rows: list[Row], side_by_side: bool = False, limit: int = 20):
+    "Print so many traces, or pairs, to standard output; 0: all"
     from rich.console import Console
     console = Console(color_system=None if os.environ.get("NO_COLOR") else "auto")
     sys.stdout.reconfigure(errors="replace") # a terminal that is not UTF-8 shows ? for what it lacks
@@ -509,32 +422,25 @@ def print_traces(
                       highlight=False, soft_wrap=True)
 
 # %% ../../nbs/style/23_viewer.ipynb #23002a9c
-def _check_names(what: str, names: list[str], choices: list[str]) -> None:
-    "Raises InputError where one of `names` is not among `choices`"
-    choices = [*filter(None, dict.fromkeys(choices))]
-    for name in map(visible, names):
-        if name in choices: continue
-        near = ", ".join(difflib.get_close_matches(name, choices, 3) or choices[:5])
-        raise InputError(f"There is no {what} {name!r}: choose from {near or 'the rows that have one'}.")
-
-
 def select(
     rows: list[Row],
     ids: list[str] = (), # `id` or `problem_id`
     numbers: list[int] = (), # Positions, from 1
-    variants: list[str] = (),
-    correct: bool | None = None,
+    variants: list[str] = (), correct: bool | None = None,
     types: list[str] = (), # Pivot types that must all occur
     search: str = "", # Must occur in the question, the trace or the response, in any case
 ) -> list[Row]: # In the order of `rows`; an InputError where nothing is left
     "The rows that fit every condition"
     abouts = about(rows)
-    _check_names("id", ids, [a.id for a in abouts] + [a.key for a in abouts])
-    _check_names("variant", variants, [a.facets.get("variant", "") for a in abouts])
-    _check_names("pivot type", types, PIVOT_TYPES)
-    for n in numbers:
-        if not 1 <= n <= len(rows): raise InputError(f"There is no row {n}: choose from 1 to {len(rows)}.")
     ids, words = [visible(i) for i in ids], visible(search).lower()
+    for name in set(ids) - {name for info in abouts for name in (info.id, info.key)}:
+        raise InputError(f"There is no id {name!r} among these traces: check it.")
+    for what, wanted, choices in (("variant", variants, {info.facets.get("variant", "") for info in abouts}),
+                                  ("pivot type", types, PIVOT_TYPES)):
+        for name in map(visible, wanted):
+            if name not in choices: raise InputError(f"There is no {what} {name!r}: {nearest(name, sorted(choices))}")
+    for number in numbers:
+        if not 1 <= number <= len(rows): raise InputError(f"There is no row {number}: choose from 1 to {len(rows)}.")
     def fits(row, info):
         return ((not ids or info.id in ids or info.key in ids) and (not numbers or row.number in numbers)
                 and (not variants or info.facets.get("variant") in variants)
