@@ -36,7 +36,7 @@ STYLE = ("pivots_per_100_words", *_rates, "pivot_diversity", "pivot_position", "
 _Side = namedtuple("_Side", "frame values") # measures; those compared, by feature, as floats or NaN
 
 
-def _measured(traces, features: Sequence[str]) -> _Side:
+def _measured(traces, features) -> _Side:
     features = [features] if isinstance(features, str) else list(features)
     if not features: raise InputError("There is nothing to compare: name at least one feature.")
     table = isinstance(traces, pd.DataFrame)
@@ -89,17 +89,17 @@ class _Column:
         return self.statistics(self.a.sum(axis=1)[:, None], self.b.sum(axis=1)[:, None])[:, 0]
 
 # %% ../../nbs/style/22_compare.ipynb #092e21d0
-def _check(bootstrap: int, level: float):
+def _check(bootstrap, level):
     if bootstrap < 1 or not 0 < level < 1:
         raise InputError(f"bootstrap is at least 1 and level between 0 and 1, not {bootstrap} and {level}.")
 
 
-def _percentiles(values: np.ndarray, level: float) -> np.ndarray:
+def _percentiles(values, level) -> np.ndarray:
     values = values[np.isfinite(values)]
     return np.quantile(values, [(1 - level) / 2, (1 + level) / 2]) if len(values) else np.full(2, np.nan)
 
 
-def _interval(resampled: np.ndarray, estimate: float, n: int, outcomes: tuple[float, float], level: float):
+def _interval(resampled, estimate, n, outcomes, level):
     "Percentile interval; where no resample differs, what the problems not seen could still change"
     if np.ptp(resampled) > 1e-12:
         return tuple(float(q) for q in np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]))
@@ -109,19 +109,15 @@ def _interval(resampled: np.ndarray, estimate: float, n: int, outcomes: tuple[fl
     return float(estimate - unseen * (estimate - lowest)), float(estimate + unseen * (highest - estimate))
 
 
-def _distance_interval(distance: float, samples: np.ndarray, noise: np.ndarray, level: float) -> tuple[float, float]:
-    # the noise is in the samples, and again in each resample of them
-    low, high = np.sqrt(np.maximum(0, _percentiles(samples**2, level) - 2 * np.nanmean(noise**2)))
-    return min(low, distance), max(high, distance)
+
 
 # %% ../../nbs/style/22_compare.ipynb #5b0c7610
-def _draws(n: int, times: int, rng: np.random.Generator) -> np.ndarray: # n × times: how often each is in a resample
+def _draws(n, times, rng) -> np.ndarray: # n × times: how often each is in a resample
     cells = rng.integers(0, n, (n, times)) * times + np.arange(times)
     return np.bincount(cells.ravel(), minlength=n * times).reshape(n, times).astype(float)
 
 
-def _units(a: pd.DataFrame, b: pd.DataFrame, by: str) -> np.ndarray:
-    "The number of each row's unit, the rows of a first"
+def _units(a, b, by) -> np.ndarray:
     if not (by in a and by in b): raise InputError(f"No column {by} to pair by: add it to both sides.")
     units, codes = np.unique([*a[by].astype(str), *b[by].astype(str)], return_inverse=True)
     shared = set(a[by].astype(str)) & set(b[by].astype(str))
@@ -130,7 +126,7 @@ def _units(a: pd.DataFrame, b: pd.DataFrame, by: str) -> np.ndarray:
     return codes
 
 
-def _resampled(a: _Side, b: _Side, by: str | None, times: int, seed: int) -> dict[str, tuple]:
+def _resampled(a, b, by, times, seed) -> dict[str, tuple]:
     "For features with two values: the column, and its statistics (5 × times) resampled, and with labels shuffled"
     columns = {f: _Column(a.values[f], b.values[f]) for f in a.values}
     columns = {f: c for f, c in columns.items() if len(c.values) > 1 and min(c.a.nnz, c.b.nnz) > 1}
@@ -175,7 +171,7 @@ def compare(
     return pd.DataFrame(rows, columns=["feature", *columns, "note"])
 
 
-def _effects(column: _Column, samples: np.ndarray, noise: np.ndarray, n: int, level: float) -> dict[str, float]:
+def _effects(column, samples, noise, n, level) -> dict[str, float]:
     estimate = column.observed()
     for x in (estimate, samples, noise): x[2] /= x[3] # Wasserstein, in standard deviations
     row = dict(zip(("g", "delta", "wasserstein", "js"), estimate[[0, 1, 2, 4]], strict=True))
@@ -183,14 +179,16 @@ def _effects(column: _Column, samples: np.ndarray, noise: np.ndarray, n: int, le
     if not np.isnan(row["g"]): ends["g"] = _percentiles(samples[0], level)
     for name, k in (("wasserstein", 2), ("js", 4)):
         if np.isnan(row[name]): continue
-        ends[name] = _distance_interval(row[name], samples[k], noise[k], level)
+        squares = _percentiles(samples[k]**2, level) - 2 * np.nanmean(noise[k]**2) # in the samples, and again
+        low, high = np.sqrt(np.maximum(0, squares))
+        ends[name] = min(low, row[name]), max(high, row[name])
         row[f"{name}_noise"] = np.nanmean(noise[k])
         row[f"{name}_p"] = (1 + (noise[k] > row[name] - 1e-9).sum()) / (1 + len(noise[k]))
     for name, (low, high) in ends.items(): row |= {f"{name}_low": low, f"{name}_high": high}
     return row
 
 
-def _note(values: list[np.ndarray], *n: int) -> str | None:
+def _note(values, *n: int) -> str | None:
     if not any(map(len, values)): return "no value in any trace"
     if min(map(len, values)) < 2: return f"only {len(values[0])} of {n[0]} and {len(values[1])} of {n[1]} have a value"
     if np.ptp(np.concatenate(values)) == 0: return "the same in every trace"
@@ -204,7 +202,7 @@ _titles = {"g": "Hedges' g", "delta": "Cliff's delta", "wasserstein": "Wasserste
            "js": "Jensen-Shannon distance"}
 
 
-def _forest(axes, table: pd.DataFrame, value: str):
+def _forest(axes, table, value):
     for at, row in enumerate(table.to_dict("records")):
         colour = PIVOT_COLOURS.get(row["feature"].removeprefix("pivots_").removesuffix("_per_100_words"), "0.25")
         if np.isnan(row[value]):
@@ -266,7 +264,7 @@ class Probe:
         return "\n".join(lines if len(self.weights) else lines[:1]) + (f"\n\n{self.note}" if self.note else "")
 
 
-def _deal(groups: np.ndarray, is_a: np.ndarray, folds: int, rng: np.random.Generator) -> np.ndarray:
+def _deal(groups, is_a, folds, rng) -> np.ndarray:
     "A fold for each row, whole groups to a fold, both sides spread evenly"
     n = groups.max() + 1
     has_a, has_b = (np.bincount(groups, side, n) > 0 for side in (is_a, ~is_a))
@@ -279,7 +277,7 @@ def _deal(groups: np.ndarray, is_a: np.ndarray, folds: int, rng: np.random.Gener
     return fold[groups]
 
 
-def _within_folds(score, is_a, fold, weights: np.ndarray) -> np.ndarray: # 2 × folds × resamples
+def _within_folds(score, is_a, fold, weights) -> np.ndarray: # 2 × folds × resamples
     "AUC in each fold, and the pairs it rests on, for weights of the rows (rows × resamples)"
     folds = []
     for k in range(fold.max() + 1):
@@ -290,8 +288,7 @@ def _within_folds(score, is_a, fold, weights: np.ndarray) -> np.ndarray: # 2 × 
     return np.array(folds).swapaxes(0, 1)
 
 # %% ../../nbs/style/22_compare.ipynb #5b0c7614
-def _varied(x: pd.DataFrame) -> tuple[pd.DataFrame, str | None]:
-    "The features that differ between traces, and a note on the others and on gaps"
+def _varied(x) -> tuple[pd.DataFrame, str | None]:
     flat = [f for f in x if x[f].nunique() < 2]
     if len(flat) == x.shape[1]: raise InputError("No feature has two different values: there is nothing to probe.")
     notes = [f"Left out, being the same everywhere: {', '.join(flat)}."] if flat else []
@@ -332,7 +329,7 @@ def probe(
                  names, note)
 
 
-def _out_of_fold(x: pd.DataFrame, is_a: np.ndarray, fold: np.ndarray, model) -> tuple[np.ndarray, pd.Series]:
+def _out_of_fold(x, is_a, fold, model) -> tuple[np.ndarray, pd.Series]:
     from sklearn.base import clone
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression

@@ -10,7 +10,7 @@ import logging
 import os
 from collections import deque, namedtuple
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from importlib import resources
 from itertools import groupby
@@ -29,17 +29,14 @@ Batch = namedtuple("Batch", "file ids rows") # some traces of a file; None where
 
 
 def _threads(files: list[Path], field: str, lexicon_files: tuple, workers: int) -> Iterator[Batch]:
-    lex = lexicon(*lexicon_files)
+    def done(batch): return batch._replace(rows=batch.rows.result())
+    lex, waiting = lexicon(*lexicon_files), deque()
     with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
         for file in files:
             for ids, texts in file_batches(file, field):
-                waiting.append((file, ids, pool.submit(measure_texts, texts, lex)))
-                if len(waiting) > 2 * workers: yield _result(*waiting.popleft())
-        for one in waiting: yield _result(*one)
-
-
-def _result(file: Path, ids: list, rows: Future) -> Batch: return Batch(file, ids, rows.result())
+                waiting.append(Batch(file, ids, pool.submit(measure_texts, texts, lex)))
+                if len(waiting) > 2 * workers: yield done(waiting.popleft())
+        yield from map(done, waiting)
 
 # %% ../../nbs/style/24_corpus.ipynb #9faff462
 def _measured_block(table: pa.Table, field: str, lexicon_files: tuple) -> pa.Table:
@@ -96,7 +93,6 @@ def _done(out: Path, stamp: str) -> bool:
 
 
 def _write(path: Path, stamp: str, batches: Iterator[Batch]) -> None:
-    "One file of measures, a batch at a time; it takes its name when it is whole"
     with atomic(path) as temporary, ExitStack() as stack:
         writer, n = None, 0
         for batch in batches:
@@ -109,7 +105,6 @@ def _write(path: Path, stamp: str, batches: Iterator[Batch]) -> None:
 
 # %% ../../nbs/style/24_corpus.ipynb #5b0c7503
 def _with_progress(batches: Iterator[Batch], progress) -> Iterator[Batch]:
-    "The batches, with a bar of the traces measured"
     from tqdm.auto import tqdm
     with tqdm(unit=" traces", disable=progress is not None, delay=1) as bar:
         for batch in batches:

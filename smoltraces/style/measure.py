@@ -10,18 +10,19 @@ import json
 import math
 import re
 import tomllib
+from collections import namedtuple
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from ..settings import InputError, Lazy
 
 # %% auto #0
-__all__ = ['INITIALS', 'BATCH', 'lexicon', 'Pivot', 'read_trace', 'pivots', 'Stage', 'Backtrack', 'stages', 'backtracks',
+__all__ = ['Pivot', 'Stage', 'Backtrack', 'INITIALS', 'BATCH', 'lexicon', 'read_trace', 'pivots', 'stages', 'backtracks',
            'style_parts', 'measure_texts', 'file_rows', 'file_batches', 'files_of', 'batches', 'with_ids', 'measure',
            'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
@@ -35,12 +36,9 @@ _tables = ("pivots", "stages", "backtracking", "style")
 _fixed = {"": (*_tables, "words", "unless_before"), "pivots": PIVOT_TYPES, "stages": STAGES} # names in each table
 
 
-class Lexicon(NamedTuple):
-    "A lexicon ready for use; see `lexicon`"
-    groups: tuple[str, ...] # such as "pivots.realization", in order; the first four are the pivots
-    entries: list # smoltraces.style.scanner.Entry, as matches number them
-    compiled: Any # smoltraces.style.scanner.Compiled
-    score: dict[str, float] # weights of the style score, and its bias
+# groups: such as "pivots.realization", the four pivots first; entries: scanner.Entry, as matches number them; compiled:
+# scanner.Compiled; score: weights of the style score, and its bias
+Lexicon = namedtuple("Lexicon", "groups entries compiled score")
 
 
 def _load(path) -> dict:
@@ -89,12 +87,7 @@ def lexicon(
     return Lexicon(groups, ordered, compiled, score)
 
 # %% ../../nbs/style/21_measure.ipynb #d74427f0
-class Pivot(NamedTuple):
-    "One pivot: `text[start:end]`, its type, and the phrase of the lexicon that it matched"
-    start: int
-    end: int
-    type: str
-    phrase: str
+Pivot = namedtuple("Pivot", "start end type phrase") # `text[start:end]`; the phrase of the lexicon that it matched
 
 
 def _encode(text: str) -> bytes: return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
@@ -118,18 +111,8 @@ def pivots(text: str | None, lex: Lexicon | None = None) -> list[Pivot]: # In or
     return read_trace(text, lex).pivots
 
 # %% ../../nbs/style/21_measure.ipynb #5239f330
-class Stage(NamedTuple):
-    "A sentence, `text[start:end]`, and its stage"
-    start: int
-    end: int
-    stage: str
-
-
-class Backtrack(NamedTuple):
-    "Sentences, `text[start:end]`, that give up or correct an earlier step; `reach`: how many sentences back, or NaN"
-    start: int
-    end: int
-    reach: float
+Stage = namedtuple("Stage", "start end stage") # of a sentence, `text[start:end]`
+Backtrack = namedtuple("Backtrack", "start end reach") # sentences, `text[start:end]`, and how many back they go, or NaN
 
 
 def stages(text: str | None, lex: Lexicon | None = None) -> list[Stage]: # In order
@@ -172,7 +155,6 @@ _DECIMALS = 14 # the last bits of a logarithm or an exponential differ between p
 
 
 def _text(value) -> tuple[str, str | None]:
-    "What can be measured of a value, and why that is not all of it"
     if isinstance(value, str): return value, None
     if value is None or value is pd.NA or isinstance(value, float) and math.isnan(value): return "", "no trace"
     if not isinstance(value, bytes): return "", f"not a text but {type(value).__name__}"
@@ -221,13 +203,6 @@ def _frame(measures, paths: list[bytes], lex: Lexicon) -> pd.DataFrame: # of a s
         "style_score": np.where(n_words > 0, score.round(_DECIMALS), np.nan)})
 
 
-def _n_tokens(texts: list[str], tokenizer) -> list[int]:
-    if isinstance(tokenizer, str | Path):
-        from transformers import AutoTokenizer
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    return [len(ids) for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-
-
 def measure_texts(
     texts: Iterable, # str; null, bytes and others are measured as far as they go, and say why in `note`
     lex: Lexicon | None = None, tokenizer=None,
@@ -242,8 +217,12 @@ def measure_texts(
         notes.setdefault(i, empty)
     frame = _frame(measures, paths, lex)
     if tokenizer is not None:
+        if isinstance(tokenizer, str | Path):
+            from transformers import AutoTokenizer
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer)
         plain = [bytes(data[a:z]).decode("utf-8", "replace") for a, z in pairwise(offsets)]
-        frame.insert(2, "n_tokens", _n_tokens(plain, tokenizer))
+        ids = tokenizer(plain, add_special_tokens=False)["input_ids"] if plain else []
+        frame.insert(2, "n_tokens", [len(one) for one in ids])
     return frame.assign(note=pd.array([notes.get(i) for i in range(len(frame))], dtype="str"))
 
 # %% ../../nbs/style/21_measure.ipynb #8ce1991d

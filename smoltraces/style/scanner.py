@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['OTHER', 'WORD', 'IDEOGRAPH', 'SPACE', 'NEWLINE', 'STOP', 'CLAUSE', 'APOSTROPHE', 'CLOSER', 'OPENER', 'HYPHEN',
            'START', 'AFTER_COMMA', 'QUOTED', 'NUMBER', 'HYPHENATED', 'PARAGRAPH', 'LEAD', 'FIRST', 'FUNCTION',
-           'ABBREVIATION', 'Table', 'Words', 'Sentences', 'PLACES', 'Prose', 'Sentence', 'Measures', 'characters',
-           'words', 'Entry', 'Compiled', 'compile_lexicon', 'Reading', 'read', 'scan']
+           'ABBREVIATION', 'Table', 'Words', 'Sentences', 'PLACES', 'Entry', 'Prose', 'Sentence', 'Reading', 'Measures',
+           'characters', 'words', 'Compiled', 'compile_lexicon', 'read', 'scan']
 
 # %% ../../nbs/style/20_scanner.ipynb #dbae15d1
 import functools
@@ -146,7 +146,6 @@ def _table(pairs: dict[int, int]) -> Table:
 
 @_jit
 def _find(table, key):
-    "The value of a key, or 0"
     mask = np.uint64(len(table.keys) - 1)
     at = key & mask
     while table.keys[at]:
@@ -291,12 +290,8 @@ def words(text: str) -> list[tuple[int, int, int]]: # Byte offsets and hash of e
 PLACES = ("anywhere", "clause", "sentence", "paragraph") # where a phrase may begin
 
 
-class Entry(NamedTuple):
-    "A phrase in one group"
-    phrase: str
-    group: int
-    place: str = "anywhere"
-    unless: tuple[str, ...] = () # words that must not follow; "#" is any number
+# A phrase in one group, and the words that must not follow; "#" is any number
+Entry = namedtuple("Entry", "phrase group place unless", defaults=("anywhere", ()))
 
 
 class Compiled(NamedTuple):
@@ -544,12 +539,9 @@ def _read(doc, tables, lex, counts):
 Sentence = namedtuple("Sentence", "start end stage backtracks")
 
 
-class Reading(NamedTuple):
-    "What one text holds; offsets are of bytes"
-    sentences: list[Sentence]
-    pivots: list[tuple[int, int, int]] # start, end, entry of the lexicon
-    cues: list[int] # the groups seen in each sentence, as bits
-    reaches: dict[int, float] # sentence -> sentences back, for those that backtrack
+# Lists, with offsets in bytes; a pivot is start, end and entry of the lexicon, cues are the groups in each sentence as
+# bits; reaches: number of a sentence that backtracks -> sentences back
+Reading = namedtuple("Reading", "sentences pivots cues reaches")
 
 
 def read(text: bytes, lex: Compiled) -> Reading:

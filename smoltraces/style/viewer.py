@@ -26,8 +26,8 @@ from .measure import PIVOT_COLOURS, PIVOT_TYPES, STAGES, backtracks, file_rows, 
 
 # %% auto #0
 __all__ = ['pd', 'rich_text', 'rich_table', 'Piece', 'Run', 'BARS', 'MOST', 'Row', 'layout', 'counts', 'reach', 'by_backtrack',
-           'rows', 'About', 'about', 'text', 'source', 'environment', 'macros', 'table', 'facts', 'View', 'view',
-           'highlight', 'fill', 'laid_out', 'page', 'explore', 'show', 'print_traces', 'select', 'pairs']
+           'rows', 'About', 'about', 'source', 'environment', 'macros', 'table', 'facts', 'View', 'view', 'highlight',
+           'fill', 'laid_out', 'page', 'explore', 'show', 'print_traces', 'select', 'pairs']
 
 # %% ../../nbs/style/23_viewer.ipynb #c5a0f1d2
 pd, rich_text, rich_table = Lazy("pandas"), Lazy("rich.text"), Lazy("rich.table") # slow to import
@@ -177,16 +177,11 @@ _lines = dict(zip(PIVOT_TYPES, ("solid", "double", "dashed", "dotted"), strict=T
 
 
 def _shown(value):
-    "A value as a reader sees it"
+    "A value as a reader sees it: unseen characters as stand-ins, a dash for nothing"
     if isinstance(value, Markup): return value
     if value is None or (isinstance(value, float) and math.isnan(value)): return "–"
     if isinstance(value, int) and not isinstance(value, bool): return f"{value:,}"
     return f"{value:,.6g}" if isinstance(value, float) else visible(value)
-
-
-def text(value) -> Markup:
-    "Any value as HTML: unseen characters as stand-ins, tags escaped, a dash for nothing"
-    return escape(_shown(value))
 
 
 def source(name: str) -> Markup:
@@ -214,7 +209,7 @@ _number = r"(?!.*\d\.\d+\.\d)[^A-Za-z_]*\d[^A-Za-z_]*|–" # with a mark, an int
 
 
 def _cell(value) -> Markup: # its interval, where it ends with one, on a line of its own
-    return Markup(re.sub(r" (\[[^\[\]A-Za-z]*\])$", r" <small>\1</small>", str(text(value))))
+    return Markup(re.sub(r" (\[[^\[\]A-Za-z]*\])$", r" <small>\1</small>", str(escape(_shown(value)))))
 
 
 def table(frame: pd.DataFrame, notes: str = "") -> Markup:
@@ -230,7 +225,6 @@ def facts(title: str, *inside: str) -> Markup:
 
 # %% ../../nbs/style/23_viewer.ipynb #e99ac867
 def _cell_trace(row: Row, info: About, title: str) -> dict[str, Any]:
-    "What the template of a cell needs of a trace"
     text = row.text or ""
     runs = layout(text[:MOST])
     kinds, backs = counts(runs)
@@ -364,7 +358,6 @@ def _grid(box, colour: str = "", **options):
 
 # %% ../../nbs/style/23_viewer.ipynb #26f17ad8
 def _block(label: str, colour: str, gap: int, body):
-    "Text with its label and a bar in the margin"
     from rich import box
     grid = _grid(box.MINIMAL, colour, expand=True)
     grid.add_column(width=12, justify="right", style="dim")
