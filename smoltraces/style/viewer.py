@@ -27,7 +27,7 @@ from .measure import PIVOT_COLOURS, PIVOT_TYPES, STAGES, backtracks, file_rows, 
 # %% auto #0
 __all__ = ['pd', 'rich_text', 'rich_table', 'Piece', 'Run', 'BARS', 'MOST', 'Row', 'layout', 'counts', 'reach', 'by_backtrack',
            'rows', 'About', 'about', 'source', 'environment', 'macros', 'table', 'facts', 'View', 'view', 'highlight',
-           'fill', 'laid_out', 'page', 'explore', 'show', 'print_traces', 'select', 'pairs']
+           'fill', 'laid_out', 'page', 'show', 'print_traces', 'select', 'pairs', 'explore']
 
 # %% ../../nbs/style/23_viewer.ipynb #c5a0f1d2
 pd, rich_text, rich_table = Lazy("pandas"), Lazy("rich.text"), Lazy("rich.table") # slow to import
@@ -320,17 +320,6 @@ def page(traces, path: Path | str, title: str = "Traces", field: str | None = No
             "facets": {name: values for name, values in facets.items() if 1 < len(values) <= 50}}
     return write_text(Path(path), fill("style/viewer.html", data, title=title))
 
-# %% ../../nbs/style/23_viewer.ipynb #da39ea97
-def explore(
-    traces, # What `rows` takes
-    first: str | None = None, # The id of the problem; by default the first there is
-    field: str | None = None, # As in `rows`
-) -> View:
-    "The traces of one problem, side by side"
-    entries = rows(traces, field)
-    if not entries: raise InputError("There is no trace to explore: give at least one row.")
-    return View(select(entries, ids=[about(entries[:1])[0].key if first is None else first]))
-
 # %% ../../nbs/style/23_viewer.ipynb #d79cf45c
 # Black or white on the type's colour, whichever can be read: it does so on any background. And a line of its own.
 _styles = {"realization": "#000000 on {} underline", "verification": "#ffffff on {} underline2",
@@ -453,3 +442,14 @@ def pairs(rows: list[Row]) -> list[Row]: # First and second row of each pair in 
     matches = [row for group in groups.values() if len(group) > 1 for row in group[:2]]
     if not matches: raise InputError("No two of these traces answer the same question: choose two with --id or --row.")
     return matches
+
+# %% ../../nbs/style/23_viewer.ipynb #da39ea97
+def explore(
+    traces, # What `rows` takes
+    first: str | None = None, # The id of the problem; by default the first there is
+    field: str | None = None, # As in `rows`
+) -> View:
+    "The traces of one problem, side by side"
+    entries = rows(traces, field)
+    if not entries: raise InputError("There is no trace to explore: give at least one row.")
+    return View(select(entries, ids=[about(entries[:1])[0].key if first is None else first]))
