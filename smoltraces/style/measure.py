@@ -360,15 +360,15 @@ def coverage(measures: pd.DataFrame, at_least: int = 3) -> float: # 0 to 1
 
 def summary(measures: pd.DataFrame) -> pd.Series: # Of str
     "The means of many traces, as `smoltraces style` prints them"
-    measured = measures[measures.n_words > 0]
+    some = measures[measures.n_words > 0]
     rows = {"traces": f"{len(measures)}"}
-    if len(measured) < len(measures): rows["of which not measured"] = f"{len(measures) - len(measured)}"
-    def mean(column, digits=2): return f"{measured[column].mean():.{digits}f}"
+    if len(some) < len(measures): rows["of which not measured"] = f"{len(measures) - len(some)}"
+    def mean(column, digits=2): return f"{some[column].mean():.{digits}f}"
     rows |= {"words": mean("n_words", 0), "sentences": mean("n_sentences", 1), "pivots": mean("pivots", 1),
              **{f"  {t}": mean(f"pivots_{t}", 1) for t in PIVOT_TYPES},
              "pivots per 100 words": mean("pivots_per_100_words"),
-             "3 of 4 types": f"{coverage(measured):.0%}", "backtracks": mean("backtracks", 1),
-             **{f"stage: {t}": f"{measured[f'stage_{t}'].mean():.0%}" for t in STAGES},
+             "3 of 4 types": f"{coverage(some):.0%}", "backtracks": mean("backtracks", 1),
+             **{f"stage: {t}": f"{some[f'stage_{t}'].mean():.0%}" for t in STAGES},
              "coherence": mean("coherence", 3), "MATTR": mean("mattr"), "MTLD": mean("mtld", 0),
              "repetition": mean("repetition"), "style score": mean("style_score")}
     return pd.Series(rows)

@@ -429,35 +429,35 @@ def _backtracks(lex, cues):
 
 # %% ../../nbs/style/20_scanner.ipynb #da22b63a
 @_jit
-def _last_seen(hashes):
+def _last_place(hashes):
     "Where the same hash stood last, or -1"
     size = 64
     while size < 2 * len(hashes): size *= 2
     keys, at, mask = np.empty(size, np.uint64), np.full(size, -1, np.int32), np.uint64(size - 1)
-    seen = np.empty(len(hashes), np.int32)
+    prior = np.empty(len(hashes), np.int32)
     for i, h in enumerate(hashes):
         slot = h >> np.uint64(20) & mask
         while at[slot] >= 0 and keys[slot] != h: slot = slot + np.uint64(1) & mask
-        seen[i], keys[slot], at[slot] = at[slot], h, i
-    return seen
+        prior[i], keys[slot], at[slot] = at[slot], h, i
+    return prior
 
 
 @_jit
-def _mattr(seen, window=50):
-    n, types = len(seen), 0
+def _mattr(prior, window=50):
+    n, types = len(prior), 0
     w = min(window, n)
     if n == 0: return np.nan
     for i in range(n):
-        first, last = max(seen[i] + 1, i - w + 1, 0), min(i, n - w)
+        first, last = max(prior[i] + 1, i - w + 1, 0), min(i, n - w)
         if last >= first: types += last - first + 1
     return types / (n - w + 1) / w
 
 
 @_jit
-def _mtld_one_way(seen, threshold):
-    n, factors, start, types = len(seen), 0.0, 0, 0
+def _mtld_one_way(prior, threshold):
+    n, factors, start, types = len(prior), 0.0, 0, 0
     for i in range(n):
-        types += seen[i] < start
+        types += prior[i] < start
         if types / (i - start + 1) <= threshold:
             factors += 1
             start, types = i + 1, 0
@@ -466,13 +466,13 @@ def _mtld_one_way(seen, threshold):
 
 
 @_jit
-def _mtld(seen, threshold=0.72):
-    n = len(seen)
+def _mtld(prior, threshold=0.72):
+    n = len(prior)
     if n == 0: return np.nan
     mirrored = np.full(n, -1, np.int32) # the same for the text read backwards
     for i in range(n):
-        if seen[i] >= 0: mirrored[n - 1 - seen[i]] = n - 1 - i
-    return (_mtld_one_way(seen, threshold) + _mtld_one_way(mirrored, threshold)) / 2
+        if prior[i] >= 0: mirrored[n - 1 - prior[i]] = n - 1 - i
+    return (_mtld_one_way(prior, threshold) + _mtld_one_way(mirrored, threshold)) / 2
 
 
 @_jit
@@ -481,18 +481,18 @@ def _repetition(hashes, size=4):
     grams = hashes[:len(hashes) - size + 1].copy()
     for i in range(len(grams)):
         for k in range(1, size): grams[i] = (grams[i] ^ hashes[i + k]) * _prime
-    return (_last_seen(grams) >= 0).mean()
+    return (_last_place(grams) >= 0).mean()
 
 # %% ../../nbs/style/20_scanner.ipynb #5b0c7213
 @_jit
-def _coherence(sent, content, seen):
+def _coherence(sent, content, prior):
     n, total, pairs, i, before, types_before = len(sent), 0.0, 0, 0, -1, 0
     while i < n:
         s, types, shared = sent[i], 0, 0
         while i < n and sent[i] == s:
-            if content[i] and (seen[i] < 0 or sent[seen[i]] != s): # its first time in this sentence
+            if content[i] and (prior[i] < 0 or sent[prior[i]] != s): # its first time in this sentence
                 types += 1
-                shared += seen[i] >= 0 and sent[seen[i]] == before
+                shared += prior[i] >= 0 and sent[prior[i]] == before
             i += 1
         if types:
             if before >= 0:
@@ -503,12 +503,12 @@ def _coherence(sent, content, seen):
 
 
 @_jit
-def _reach(sent, content, seen, back):
+def _reach(sent, content, prior, back):
     "Mean number of sentences back to where the content words of backtracking sentences stood last"
     total, count = 0, 0
     for i in range(len(sent)):
-        if back[sent[i]] and content[i] and seen[i] >= 0 and sent[seen[i]] < sent[i]:
-            total += sent[i] - sent[seen[i]]
+        if back[sent[i]] and content[i] and prior[i] >= 0 and sent[prior[i]] < sent[i]:
+            total += sent[i] - sent[prior[i]]
             count += 1
     return total / count if count else np.nan
 
@@ -548,8 +548,8 @@ def read(text: bytes, lex: Compiled) -> Reading:
     "Every sentence and every pivot of one text, in UTF-8"
     doc = np.frombuffer(text, np.uint8)
     _, sentences, cues, stages, back, pivots, prose = _read(doc, characters(), lex, np.zeros(64))
-    seen, numbers = _last_seen(prose.hash), np.arange(len(cues))
-    reaches = {s: float(_reach(prose.sentence, prose.content, seen, numbers == s))
+    prior, numbers = _last_place(prose.hash), np.arange(len(cues))
+    reaches = {s: float(_reach(prose.sentence, prose.content, prior, numbers == s))
                for s in np.flatnonzero(back).tolist()}
     def rows(*columns): return zip(*(column.tolist() for column in columns), strict=True)
     return Reading([Sentence(*row) for row in rows(sentences.start, sentences.end, stages, back)], list(rows(*pivots)),
@@ -582,10 +582,10 @@ def _scan(data, offsets, tables, lex, out, paths, path_ends, full):
         path_ends[d] = written
         for k in range(4): out.stages[d, k] = out.stages[d, k] / n if n else np.nan
         if not full: continue
-        seen = _last_seen(prose.hash)
-        out.backtrack_reach[d] = _reach(prose.sentence, prose.content, seen, back)
-        out.coherence[d] = _coherence(prose.sentence, prose.content, seen)
-        out.mattr[d], out.mtld[d], out.repetition[d] = _mattr(seen), _mtld(seen), _repetition(prose.hash)
+        prior = _last_place(prose.hash)
+        out.backtrack_reach[d] = _reach(prose.sentence, prose.content, prior, back)
+        out.coherence[d] = _coherence(prose.sentence, prose.content, prior)
+        out.mattr[d], out.mtld[d], out.repetition[d] = _mattr(prior), _mtld(prior), _repetition(prose.hash)
 
 
 def scan(

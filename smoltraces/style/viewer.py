@@ -359,11 +359,11 @@ def _block(label: str, colour: str, gap: int, body):
 def _trace(row: Row, info: About, plain: bool):
     from rich.console import Group
     text, Text = row.text or "", rich_text.Text
-    runs, left = layout(text[:MOST]), len(text) - MOST
+    runs, rest = layout(text[:MOST]), len(text) - MOST
     kinds, backs = counts(runs)
     signs = " ".join([*(f"{kind[0].upper()}{kinds[kind]}" for kind in PIVOT_TYPES), f"↶{backs}"])
     blocks = [(run.stage or "", BARS.get(run.stage, ""), run.gap, _body(run, plain)) for run in runs]
-    notes = ["no trace"] * (not runs) + [f"… and {left:,} characters more: see them with --html."] * (left > 0)
+    notes = ["no trace"] * (not runs) + [f"… and {rest:,} characters more: see them with --html."] * (rest > 0)
     blocks += [("", "dim", 0, Text(note, "italic")) for note in notes]
     if info.response: blocks.append(("response", "dim", 0, Text(info.response)))
     return Group(Text(info.title or info.id, "bold"), Text(f"{len(text.split()):,} words · {signs}", "dim"),
@@ -399,8 +399,8 @@ def print_traces(rows: list[Row], side_by_side: bool = False, limit: int = 20):
     sys.stdout.reconfigure(errors="replace") # a terminal that is not UTF-8 shows ? for what it lacks
     some = rows[:limit * (2 if side_by_side else 1) or None]
     show(some, console, side_by_side)
-    if left := len(rows) - len(some):
-        console.print(f"\n{left} more of {len(rows)}: --limit 0 prints all, --html PAGE.html makes a page.",
+    if rest := len(rows) - len(some):
+        console.print(f"\n{rest} more of {len(rows)}: --limit 0 prints all, --html PAGE.html makes a page.",
                       highlight=False, soft_wrap=True)
 
 # %% ../../nbs/style/23_viewer.ipynb #23002a9c
