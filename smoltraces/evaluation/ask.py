@@ -120,13 +120,8 @@ class Student:
     def __repr__(self): return f"<Student {self.name}, {self.model.num_parameters():,} parameters, {self.model.device}>"
 
     def answers(
-        self,
-        problems: Iterable | pd.DataFrame, # Of what `answer` takes, or a table of them
-        max_new_tokens: int = 1024,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 16,
+        self, problems: Iterable | pd.DataFrame, max_new_tokens: int = 1024, temperature: float = 0.0,
+        top_p: float = 1.0, seed: int = 0, batch_size: int = 16,
         on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a problem's index and a token
     ) -> list[Reply]: # In the same order; each one's seconds are its share of the time that all took
         "Answer several problems side by side, which is faster than one after the other"
@@ -201,10 +196,7 @@ class Comparison(NamedTuple):
 
 
 def compare_answers(
-    before: Student | str | Path, # A student, or what `load_student` takes
-    after: Student | str | Path,
-    problems: Iterable | pd.DataFrame, # Held-out problems, a few
-    **options, # As for `Student.answers`, e.g. max_new_tokens
+    before: Student | str | Path, after: Student | str | Path, problems: Iterable | pd.DataFrame, **options,
 ) -> Comparison: # Shown side by side in a notebook
     "The same problems before and after training"
     rows = problems.to_dict("records") if isinstance(problems, pd.DataFrame) else list(problems)

@@ -160,8 +160,7 @@ def prompt(row: dict | pd.Series) -> list[dict[str, str]]: # System and user
 
 
 def score(
-    doc: dict, # A row of `load_benchmark`
-    results: list[str] | list[list[str]], # One answer, or a list of several
+    doc: dict, results: list[str] | list[list[str]],
 ) -> dict[str, float]: # {"acc": share of the answers that are right}
     "lm-eval's `process_results`: whether the answer is right"
     problem = Problem(**{name: value for name, value in opened(doc).items() if name in problem_schema.names})

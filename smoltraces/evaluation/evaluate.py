@@ -126,13 +126,9 @@ prediction_schema = pa.schema([
 
 
 def predictions_of(
-    rows: pd.DataFrame, # Of `load_benchmark`
-    answers: dict[tuple[str, int], Answer], # By problem id and sample
-    verifier: Verifier,
-    sealed: bool = False, # Whether outputs must not be readable
-    **columns, # student, variant, seed, benchmark
+    rows: pd.DataFrame, answers: dict[tuple[str, int], Answer], verifier: Verifier, sealed: bool = False, **columns,
 ) -> pd.DataFrame: # Columns of `prediction_schema`, problem by problem
-    "Verified answers; an extracted letter stays readable"
+    "Verified answers; where they are sealed, an extracted letter stays readable"
     problems = {p.id: p for p in to_problems(pd.DataFrame(map(opened, rows.to_dict("records"))))}
     clusters, revision, predictions = dict(zip(rows["id"], rows["cluster"], strict=True)), revision_of(rows), []
     place = {key: i for i, key in enumerate(problems)}
@@ -180,12 +176,7 @@ def _manifest(file: Path, basis: dict) -> dict | None: # None where there is not
 
 
 def _answers(
-    backend: Backend,
-    queries: list[Query],
-    file: Path, # Of the journal
-    header: dict,
-    title: str, # Of the bar
-    sealed: bool,
+    backend: Backend, queries: list[Query], file: Path, header: dict, title: str, sealed: bool,
 ) -> tuple[dict, float]: # Answers by problem id and sample; seconds that they took, those of killed runs included
     "The answers, from the journal and the backend"
     if backend.durable:
@@ -360,8 +351,7 @@ def disputed(predictions: pd.DataFrame) -> pd.DataFrame: # Of one benchmark; one
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #cc15257a
 def questions(
-    cfg: Settings,
-    rows: pd.DataFrame, # benchmark, problem_id
+    cfg: Settings, rows: pd.DataFrame,
 ) -> dict[tuple[str, str], str]: # By benchmark and id; none of a benchmark that is sealed or not on this machine
     "What was asked, with lettered choices"
     texts = {}

@@ -151,9 +151,9 @@ def _unpaired(right: int, others: int, n: int, margin: float) -> dict:
 
 
 def published_claims(
-    margin: float = 0.05, # A share: the difference that is still called comparable
+    margin: float = 0.05,
 ) -> pd.DataFrame: # The columns of `judge`, cell "published"; claims whose figures are not known are left out
-    "The same rules on the paper's own figures, without pairing"
+    "The same rules on the paper's own figures, without pairing; margin: a share"
     claims = [claim for claim in CLAIMS if claim.kind != "style"]
     pairs = dict.fromkeys((claim.variant, claim.reference) for claim in claims)
     rows = [{"student": student, "benchmark": benchmark, "pair": pair,

@@ -215,10 +215,7 @@ def _teacher_points(results: pd.DataFrame, comparisons: pd.DataFrame) -> pd.Data
     return table.assign(look=table.variant.map({"Base": _looks["Base"], "HC": _looks["ST-HC"]}))
 
 
-def plot_teacher(
-    results: pd.DataFrame, # From `statistics.summarise`: the teacher's rows, variants Base and HC; may be empty
-    comparisons: pd.DataFrame, # From `statistics.comparisons`: the teacher's rows
-): # A matplotlib Figure
+def plot_teacher(results: pd.DataFrame, comparisons: pd.DataFrame): # A matplotlib Figure
     "What the hard-coded prompt does for the teacher itself"
     rows = _teacher_points(results, comparisons)
     labels = rows.label.unique()
@@ -259,9 +256,7 @@ def _adoption_of_one(answers: pd.DataFrame, n_boot: int, seed: int) -> dict[str,
 
 
 def adoption(
-    written: pd.DataFrame, # style/students.parquet: student, variant, benchmark, id, style_score, correct
-    n_boot: int = 10_000, # Resamples of problems
-    seed: int = 0,
+    written: pd.DataFrame, n_boot: int = 10_000, seed: int = 0,
 ) -> pd.DataFrame: # student, benchmark, variant, n, answers, style, correlation, each with _low and _high
     "Style scores of what the students write, and their rank correlation with right answers inside each variant"
     scored, rows = written[written.style_score.notna()], []

@@ -137,9 +137,7 @@ def _licence_notes(cfg: Settings, manifest: dict) -> str:
 
 
 def stage(
-    cfg: Settings,
-    folder: str | Path, # Made, or replaced where an earlier stage made it
-    repo_id: str = "USER/NAME", # In the card
+    cfg: Settings, folder: str | Path, repo_id: str = "USER/NAME",
 ) -> Path: # The folder; raises InputError where it holds something else, or as `checked_manifest` does
     "Write the dataset repository of a run's variants into a local folder"
     folder = Path(folder)
@@ -156,16 +154,6 @@ def stage(
     return folder
 
 # %% ../../nbs/evidence/64_publish.ipynb #d3e7dcb6
-def _check_config(table, file: Path, first: list[str]):
-    "A config as `datasets` read it against its file, and against the problems of the first config"
-    name, ids = file.parent.name, table["id"][:]
-    same = ids == pq.read_table(file, columns=["id"])["id"].to_pylist()
-    if table.column_names != trace_schema.names or not same or set(table["variant"][:]) != {name}:
-        raise InputError(f"datasets does not read data/{name}/train.parquet as it was written: stage it again.")
-    if ids != first:
-        raise InputError(f"{name} holds other problems than the variants before it: run the data stage again.")
-
-
 def reload(folder: str | Path) -> dict[str, int]: # Rows by config
     "Load every config of a staged repository with `datasets`; an InputError where that reads what was not staged"
     import datasets
@@ -176,8 +164,12 @@ def reload(folder: str | Path) -> dict[str, int]: # Rows by config
         with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
             for file in sorted(folder.glob("data/*/train.parquet")):
                 name = file.parent.name
-                tables[name] = datasets.load_dataset(str(folder), name, split="train", cache_dir=cache)
-                _check_config(tables[name], file, next(iter(tables.values()))["id"][:])
+                table = datasets.load_dataset(str(folder), name, split="train", cache_dir=cache)
+                tables[name] = table.select_columns(["id", "variant"]).to_pandas()
+                if set(tables[name].variant) != {name} or table.column_names != trace_schema.names:
+                    raise InputError(f"datasets does not read data/{name} as it was written: stage it again.")
+                if not tables[name].id.equals(next(iter(tables.values())).id):
+                    raise InputError(f"{name} holds other problems than the variants before it: build the data again.")
             return {name: len(table) for name, table in tables.items()}
     except InputError: raise
     except (ValueError, pa.ArrowInvalid, datasets.exceptions.DatasetsError) as e:

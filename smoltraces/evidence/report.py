@@ -58,10 +58,8 @@ def notebook_cells(
     return cells
 
 # %% ../../nbs/evidence/65_report.ipynb #ee13aece
-def claims_section(
-    claims: pd.DataFrame, texts: pd.DataFrame, cfg: Settings,
-) -> dict: # What the template's `claims` shows: claims (each with its rows), totals by verdict, margin in points, cells
-    "The verdicts, claim by claim"
+def claims_section(claims: pd.DataFrame, texts: pd.DataFrame, cfg: Settings) -> dict: # For the template's `claims`
+    "The verdicts, claim by claim; texts: `tables.claims_table` of them"
     several, sections = claims.groupby("claim").student.nunique().max() > 1, []
     for claim in CLAIMS:
         scale = {"spec": ".2f"} if claim.kind == "style" else {"spec": ".1f", "scale": 100}
@@ -69,8 +67,7 @@ def claims_section(
                  "p": chance(row.p) + (f" ({chance(row.p_holm)})" if pd.notna(row.p_holm) else ""),
                  "detectable": number(row.detectable, **scale)}
                 for row in claims[claims.claim == claim.name].itertuples()]
-        if rows: sections.append({"sentence": claim.sentence, "grade": claim.grade, "rows": rows,
-                                  "pair": f"{claim.variant} minus {claim.reference}, "})
+        if rows: sections.append({"claim": claim, "rows": rows})
     return {"claims": sections, "margin": f"{cfg.equivalence:g}", "cells": notebook_cells(cfg),
             "totals": claims.verdict.value_counts().to_dict()}
 
@@ -105,9 +102,7 @@ def all_files(cfg: Settings) -> dict[tuple, Path]: # By student, variant, seed a
     return prediction_files(cfg) | prediction_files(cfg, "teacher")
 
 
-def answered(
-    cfg: Settings,
-) -> pd.DataFrame: # student, variant, seed, benchmark, file, row (in the file), problem_id, sample, outcome
+def answered(cfg: Settings) -> pd.DataFrame: # With file, row (in the file) and outcome
     "Every answer that may be shown, and how it came out; answers to sealed benchmarks may not"
     parts = []
     for (student, variant, seed, benchmark), file in all_files(cfg).items():
@@ -124,32 +119,18 @@ _kind = ["student", "variant", "benchmark", "outcome"]
 _answer_order = ["benchmark", "problem_id", "student", "variant", "seed", "sample"]
 
 
-def _shuffled(rows: pd.DataFrame, seed: int) -> dict[tuple, pd.Index]:
-    "The rows of each problem, by benchmark and id, in random order, the benchmarks taking turns"
-    problems = rows[["benchmark", "problem_id"]].drop_duplicates().sample(frac=1, random_state=seed)
-    turns = problems.assign(turn=problems.groupby("benchmark").cumcount()).sort_values("turn", kind="stable")
-    groups = rows.groupby(["benchmark", "problem_id"]).groups
-    return {key: groups[key] for key in zip(turns.benchmark, turns.problem_id, strict=True)}
-
-
-def choose(
-    index: pd.DataFrame, most: int = MOST, seed: int = 0,
-) -> pd.DataFrame: # Some of its rows, in the order shown: by benchmark, problem, student, variant
-    "A sample with every kind of answer in it, as far as there is room, and whole problems"
+def choose(index: pd.DataFrame, most: int = MOST, seed: int = 0) -> pd.DataFrame: # Rows of `answered`, as shown
+    "Whole problems by lot, the benchmarks taking turns, then one answer of every kind that is not among them"
     if index.empty: return index
     index = index.sort_values(_answer_order, ignore_index=True)
-    kind, chosen = index.groupby(_kind).ngroup(), []
     first = index.drop_duplicates([*_kind[:3], "problem_id"]) # the lowest seed and sample
-    size, missing, problems = kind.value_counts(), set(kind), _shuffled(first, seed)
-    room = max(most // 2, most - len(missing - set(kind[first.index]))) # these are added one by one below
-
-    def worth(key) -> float: return sum(1 / size[k] for k in missing & set(kind[problems[key]])) # the rare ones most
-
-    while problems := {key: rows for key, rows in problems.items() if len(chosen) + len(rows) <= room}:
-        rows = problems.pop(max(problems, key=worth) if missing else next(iter(problems)))
-        chosen += list(rows)
-        missing -= set(kind[rows])
-    chosen += list(index[kind.isin(missing)].drop_duplicates(_kind).index)[:most - len(chosen)]
+    groups = first.groupby(["benchmark", "problem_id"]).groups
+    lots = first[["benchmark", "problem_id"]].drop_duplicates().sample(frac=1, random_state=seed)
+    lots = lots.assign(turn=lots.groupby("benchmark").cumcount()).sort_values("turn", kind="stable")
+    kind, chosen = index.groupby(_kind).ngroup(), []
+    for key in zip(lots.benchmark, lots.problem_id, strict=True): # a tenth of the room is for the kinds
+        if len(chosen) + len(groups[key]) <= most - most // 10: chosen += list(groups[key])
+    chosen += list(index[~kind.isin(kind[chosen])].drop_duplicates(_kind).index)[:most - len(chosen)]
     ranks = {"benchmark": [*BENCHMARKS, *index.benchmark.unique()], "variant": [*VARIANTS, "HC"]} # as in the paper
     return index.loc[chosen].sort_values(_answer_order, ignore_index=True,
                                          key=lambda c: c.map(ranks[c.name].index) if c.name in ranks else c)

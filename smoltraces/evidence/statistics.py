@@ -25,11 +25,6 @@ def scores(
     "Each variant's scores on the problems, which must be the same for every variant and seed"
     table = predictions[["variant", "seed", "problem_id"]].assign(correct=predictions.correct.astype(float))
     table = table.groupby(["variant", "seed", "problem_id"], sort=True).correct.mean().unstack()
-    gaps = table.isna().sum(axis=1)
-    if gaps.any():
-        (variant, seed), n = gaps.idxmax(), gaps.max()
-        raise InputError(f"The predictions of {variant}, seed {seed}, on {predictions.benchmark.iloc[0]} lack {n} of "
-                         f"the {table.shape[1]} problems that others answered: evaluate {variant} again.")
     return {variant: table.loc[variant].to_numpy() for variant in table.index.unique("variant")}
 
 # %% ../../nbs/evidence/60_statistics.ipynb #54e47a8f
@@ -121,11 +116,8 @@ def standard_error(score: np.ndarray, clusters: Sequence | None = None) -> float
     return float(np.sqrt(variance + _run_variance([score])[0]))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #3c231488
-def pass_at_k(
-    right: np.ndarray, # How many of the samples of each problem are right
-    samples: int, k: int,
-) -> np.ndarray: # A share for each problem
-    "The chance that at least one of k answers is right, without bias (Chen et al. 2021, arXiv 2107.03374, equation 1)"
+def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray: # A share for each problem
+    "The chance that one of k answers is right; right: of the samples of each problem (arXiv 2107.03374, equation 1)"
     from scipy.special import comb
     if not 1 <= k <= samples: raise InputError(f"pass@{k} needs at least {k} samples, not {samples}: sample more.")
     return 1 - comb(samples - np.asarray(right), k) / comb(samples, k)
@@ -210,11 +202,9 @@ def cohen_h(share: float, reference: float) -> float: # 0.2 is called small, 0.5
     return float(proportion_effectsize(share, reference))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #0cdfbbdb
-def detectable(
-    n: int, # Problems
-    discordance: float, # Share on which one side is right and the other wrong
-) -> float: # A share, 1/n to 1
-    "The smallest difference that McNemar's test finds four times in five (normal approximation, continuity corrected)"
+def detectable(n: int, discordance: float) -> float: # A share, 1/n to 1
+    """The smallest difference that McNemar's test finds four times in five (normal approximation, continuity corrected)
+    on n problems, on a share `discordance` of which one side is right and the other wrong"""
     from scipy.optimize import brentq
     from scipy.special import ndtri
     z_level, z_power = ndtri(0.975), ndtri(0.8)
@@ -288,12 +278,10 @@ def _comparison(score: np.ndarray, reference: np.ndarray, margin: float, **how) 
 
 
 def comparisons(
-    predictions: pd.DataFrame,
-    margin: float = 0.05, # A share: the difference that is still called comparable
-    n_boot: int = 10_000, seed: int = 0,
+    predictions: pd.DataFrame, margin: float = 0.05, n_boot: int = 10_000, seed: int = 0,
     pairs: Sequence[tuple[str, str]] | None = None, # Variant and reference; None: those of PAIRS that were run
 ) -> pd.DataFrame: # One row per student, benchmark and pair; raises InputError as `check_predictions` does
-    "Paired differences with their tests, corrected over all rows"
+    "Paired differences with their tests, corrected over all rows; margin: of equivalence, a share"
     check_predictions(predictions, variants=[variant for pair in pairs or () for variant in pair])
     rows = []
     for (student, benchmark), group in predictions.groupby(["student", "benchmark"], sort=False):

@@ -93,7 +93,8 @@ def _marks_note(comparisons: pd.DataFrame) -> str:
     letters = and_list(f"{mark} {reference}" for reference, mark in MARKS.items())
     none = "" if (comparisons.p_holm < LEVEL).any() else " No difference is."
     return (f"Significantly above {letters}: p < {LEVEL} in a paired test on the same problems, after Holm's "
-            f"correction over {count(len(comparisons), 'comparison')}. {BELOW} before a letter: significantly below.{none}")
+            f"correction over {count(len(comparisons), 'comparison')}. {BELOW} before a letter: significantly "
+            f"below.{none}")
 
 # %% ../../nbs/evidence/62_tables.ipynb #e75a745a
 def detectable_note(comparisons: pd.DataFrame) -> str: # A sentence per benchmark
@@ -121,10 +122,9 @@ def _accuracies(rows: pd.DataFrame, letters: dict) -> dict[str, str]:
 
 
 def main_table(
-    results: pd.DataFrame, comparisons: pd.DataFrame,
-    places: Iterable[tuple[str, str]] = (), # Students and benchmarks that have a row even where nothing was run
+    results: pd.DataFrame, comparisons: pd.DataFrame, places: Iterable[tuple[str, str]] = (),
 ) -> pd.DataFrame: # Text: source, student, benchmark, n, seeds, grade, and a column per variant, accuracy in per cent
-    "The paper's main table: this run's rows with 95% intervals and marks, then the published rows with their grade"
+    "This run's rows (of all `places`, run or not) with intervals and marks, then the published ones with their grade"
     letters, rows = marks(comparisons), []
     groups = dict(list(results.groupby(["student", "benchmark"], sort=False)))
     for student, benchmark in dict.fromkeys([*places, *groups]):
@@ -139,11 +139,8 @@ def main_table(
     return pd.DataFrame(rows)
 
 # %% ../../nbs/evidence/62_tables.ipynb #126655f4
-def style_table(
-    table: pd.DataFrame,
-    caption: str = "", # Paragraphs are separated by a blank line
-): # A pandas Styler, shown as HTML in a notebook
-    "A table for reading on a screen"
+def style_table(table: pd.DataFrame, caption: str = ""): # A pandas Styler, shown as HTML in a notebook
+    "A table for reading on a screen; paragraphs of the caption part at a blank line"
     def two_lines(value): return html.escape(str(value)).replace(" [", "<br>[") # the interval under its estimate
     def wrap(value): return "white-space:normal;min-width:18em" if len(str(value)) > 40 else ""
     def grey(row): return ["color:#666;font-style:italic" if row.get("source") == "published" else ""] * len(row)
@@ -200,11 +197,8 @@ def gain(comparisons: pd.DataFrame, teacher: str, benchmark: str) -> str: # A da
     return interval(*pair[["difference", "low", "high"]].to_numpy(float)[0], sign=True) if len(pair) else "–"
 
 
-def teacher_table(
-    results: pd.DataFrame, # Of the teacher, variants Base and HC; may be empty
-    comparisons: pd.DataFrame,
-) -> pd.DataFrame: # Text, in per cent
-    "The teacher's accuracy without and with the HC prompt, then the published pair"
+def teacher_table(results: pd.DataFrame, comparisons: pd.DataFrame) -> pd.DataFrame: # Text, in per cent
+    "The teacher's accuracy without and with the HC prompt (there may be none), then the published pair"
     letters, rows = marks(comparisons), []
     for (teacher, benchmark), group in results.groupby(["student", "benchmark"], sort=False):
         cells = _accuracies(group, letters)
@@ -260,12 +254,10 @@ TITLES = {name: table["title"] for name, table in CAPTIONS["tables"].items()} # 
 
 
 def tables(
-    results: pd.DataFrame, comparisons: pd.DataFrame,
-    claims: pd.DataFrame | None, # None: without the table of claims
-    cfg: Settings,
+    results: pd.DataFrame, comparisons: pd.DataFrame, claims: pd.DataFrame | None, cfg: Settings,
     missing: Sequence[str] = (), # What was asked for and not run: `predictions.attrs["missing"]`
 ) -> dict[str, tuple[pd.DataFrame, str]]: # File name: the table and its caption, then its notes, each a paragraph
-    "The tables of a run"
+    "The tables of a run; where `claims` is None, without those of the claims"
     (ours, teachers), (pairs, gains) = split_teacher(results, cfg), split_teacher(comparisons, cfg)
     places = [(student, benchmark) for student in cfg.students for benchmark in cfg.benchmark_names]
     words = {"over": "problems and seeds" if (ours.seeds > 1).any() else "problems", "level": LEVEL,
@@ -329,12 +321,9 @@ def _latex(table: pd.DataFrame, caption: str) -> str:
     return Template(_resource("table.tex")).substitute(title=title, tabular=tabular.strip(), notes=paragraphs)
 
 
-def save_table(
-    table: pd.DataFrame,
-    path: Path, # Without an ending, e.g. cfg.path("tables", "main")
-    caption: str = "", # Paragraphs part at a blank line: the first is LaTeX's caption, the rest are notes below
-) -> list[Path]: # The .csv, .md and .tex
-    "Write a table as CSV, Markdown and LaTeX"
+def save_table(table: pd.DataFrame, path: Path, caption: str = "") -> list[Path]: # The .csv, .md and .tex
+    """Write a table as CSV, Markdown and LaTeX; `path` is without an ending. Paragraphs of the caption part at a blank
+    line: the first is LaTeX's caption, the rest are notes below."""
     text = table.astype(object).where(table.notna(), "–").map(str).rename(columns=str)
     rows = [text.columns, ["---"] * text.shape[1], *text.to_numpy()]
     markdown = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in rows)

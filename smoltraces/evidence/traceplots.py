@@ -77,14 +77,8 @@ def plot_lengths(training: pd.DataFrame, students: pd.DataFrame | None = None): 
     return fig
 
 # %% ../../nbs/evidence/63_traceplots.ipynb #5b9d2c04
-def stacked_bars(
-    axes,
-    table: pd.DataFrame, # Shares, each row adds up to 1
-    looks: dict[str, tuple[str, str, str]], # By column: colour, hatch and colour of the number
-    height: float, # Of a bar, 1: they touch
-    **style, # Of the numbers
-):
-    "A bar per row, a part of it per column"
+def stacked_bars(axes, table: pd.DataFrame, looks: dict[str, tuple[str, str, str]], height: float, **style):
+    "A bar per row of shares, a part per column; looks: its colour, hatch and colour of the number; style: of these"
     left = 0
     for name, (colour, hatch, ink) in looks.items():
         bars = axes.barh(table.index, table[name], height, left, color=colour, hatch=hatch, label=name,
