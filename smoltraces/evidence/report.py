@@ -128,8 +128,9 @@ def choose(index: pd.DataFrame, most: int = MOST, seed: int = 0) -> pd.DataFrame
     lots = first[["benchmark", "problem_id"]].drop_duplicates().sample(frac=1, random_state=seed)
     lots = lots.assign(turn=lots.groupby("benchmark").cumcount()).sort_values("turn", kind="stable")
     kind, chosen = index.groupby(_kind).ngroup(), []
-    for key in zip(lots.benchmark, lots.problem_id, strict=True): # a tenth of the room is for the kinds
-        if len(chosen) + len(groups[key]) <= most - most // 10: chosen += list(groups[key])
+    room = most - max(most // 10, kind.nunique() - kind[first.index].nunique()) # the rest is for other kinds
+    for key in zip(lots.benchmark, lots.problem_id, strict=True):
+        if len(chosen) + len(groups[key]) <= room: chosen += list(groups[key])
     chosen += list(index[~kind.isin(kind[chosen])].drop_duplicates(_kind).index)[:most - len(chosen)]
     ranks = {"benchmark": [*BENCHMARKS, *index.benchmark.unique()], "variant": [*VARIANTS, "HC"]} # as in the paper
     return index.loc[chosen].sort_values(_answer_order, ignore_index=True,
