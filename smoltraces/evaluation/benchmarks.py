@@ -103,7 +103,6 @@ def _checked(benchmark: Benchmark, row: dict, where: str) -> Problem:
 
 
 def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> pd.DataFrame:
-    "The problems of a benchmark's files, each once"
     problems, places = [], {}
     for file in fetch(QUESTION_SETS[benchmark.name], path, offline)[0]:
         for row in read_rows(file):
@@ -159,10 +158,8 @@ def prompt(row: dict | pd.Series) -> list[dict[str, str]]: # System and user
     return [{"role": "system", "content": system(row)}, {"role": "user", "content": user_text(row)}]
 
 
-def score(
-    doc: dict, results: list[str] | list[list[str]],
-) -> dict[str, float]: # {"acc": share of the answers that are right}
-    "lm-eval's `process_results`: whether the answer is right"
+def score(doc: dict, results: list[str] | list[list[str]]) -> dict[str, float]:
+    "lm-eval's `process_results`: acc, the share of the answers that are right"
     problem = Problem(**{name: value for name, value in opened(doc).items() if name in problem_schema.names})
     answers = results[:1] if isinstance(results[0], str) else results[0]
     return {"acc": sum(verify(problem, unseal(a), lenient=True) for a in answers) / len(answers)}

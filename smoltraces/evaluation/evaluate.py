@@ -89,7 +89,6 @@ class Journal:
 def _run_harness(
     config: dict, render: Callable[[list[dict[str, str]]], str], answer: Callable[[list[Query]], list[Answer]],
 ) -> dict: # The harness's own scores
-    "Have lm-eval ask a task's questions"
     from lm_eval import evaluate as harness  # `simple_evaluate` describes the machine for 5 s, and seeds everything
     from lm_eval.api import task
     from lm_eval.api.model import LM
@@ -145,7 +144,6 @@ def predictions_of(
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9cb760b
 def _code(*modules: str) -> str:
-    "Hash of some of this package's modules"
     source = b"".join((files("smoltraces") / f"{module}.py").read_bytes() for module in modules)
     return hashlib.sha256(source).hexdigest()[:16]
 
@@ -162,13 +160,11 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
 
 
 def _scorer() -> dict:
-    "What decides whether an answer is right"
     return {"code": _code("problems/answers", "problems/equality"),
             "versions": versions("math-verify", "sympy", "reasoning-gym")}
 
 
 def _manifest(file: Path, basis: dict) -> dict | None: # None where there is nothing to use
-    "The manifest of a finished evaluation on the same basis"
     try: manifest = read_json(file.with_suffix(".json"))
     except InputError: return None
     usable = file.is_file() and manifest.get("basis") == basis and manifest.get("sha256") == sha256(file)
@@ -178,7 +174,6 @@ def _manifest(file: Path, basis: dict) -> dict | None: # None where there is not
 def _answers(
     backend: Backend, queries: list[Query], file: Path, header: dict, title: str, sealed: bool,
 ) -> tuple[dict, float]: # Answers by problem id and sample; seconds that they took, those of killed runs included
-    "The answers, from the journal and the backend"
     if backend.durable:
         start = time.monotonic()
         return {queries[i].key: answer for i, answer in backend.answers(queries)}, time.monotonic() - start
@@ -247,10 +242,8 @@ def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
     journal.unlink(missing_ok=True)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #1a299f04
-def evaluate(
-    cfg: Settings, student: str, variant: str, seed: int = 0,
-) -> pd.DataFrame: # Prediction rows of all `cfg.benchmarks`, also written to predictions/
-    "Answer every benchmark with one student; what is there already is not asked again"
+def evaluate(cfg: Settings, student: str, variant: str, seed: int = 0) -> pd.DataFrame:
+    "Answer all of `cfg.benchmarks`; what is in predictions/ already is not asked again"
     needs("lm_eval", "eval")
     holes = []
     with contextlib.closing(backend_of(cfg, student, variant, seed)) as backend, Verifier() as verifier:
@@ -269,7 +262,6 @@ _RUN = ["student", "variant", "seed", "benchmark"]
 
 
 def _check_benchmark(rows: pd.DataFrame):
-    "An InputError where the rows of one benchmark do not belong together"
     runs, of = rows.groupby(_RUN, sort=False), "The predictions of {}, {}, seed {}, on {}".format
     if (twice := rows.duplicated([*_RUN, "problem_id", "sample"])).any():
         row = rows[twice].iloc[0]
@@ -350,10 +342,8 @@ def disputed(predictions: pd.DataFrame) -> pd.DataFrame: # Of one benchmark; one
     return rows.loc[ordered(rows.index)].reset_index()
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #cc15257a
-def questions(
-    cfg: Settings, rows: pd.DataFrame,
-) -> dict[tuple[str, str], str]: # By benchmark and id; none of a benchmark that is sealed or not on this machine
-    "What was asked, with lettered choices"
+def questions(cfg: Settings, rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    "What was asked, with lettered choices; not of a benchmark that is sealed or not on this machine"
     texts = {}
     for spec in cfg.benchmarks:
         name = benchmark_name(spec)

@@ -93,7 +93,6 @@ JUDGED = ["claim", "sentence", "grade", "student", "benchmark", "verdict", "esti
 
 
 def _judge_claim(claim: Claim, student: str, benchmark: str, pair: dict | None, cell: str) -> dict:
-    "One verdict, from what `comparisons` says of this claim's pair if that was run"
     row = {"claim": claim.name, "sentence": claim.sentence, "grade": claim.grade, "student": student,
            "benchmark": benchmark, "verdict": "not run", "cell": cell}
     if pair is None: return row
@@ -150,10 +149,8 @@ def _unpaired(right: int, others: int, n: int, margin: float) -> dict:
             "eq_p": ndtr((abs(centre) - margin) / error), "detectable": (1.96 + 0.842) * error}
 
 
-def published_claims(
-    margin: float = 0.05,
-) -> pd.DataFrame: # The columns of `judge`, cell "published"; claims whose figures are not known are left out
-    "The same rules on the paper's own figures, without pairing; margin: a share"
+def published_claims(margin: float = 0.05) -> pd.DataFrame:
+    "The same rules on the paper's own figures, without pairing, where they are known; margin: a share"
     claims = [claim for claim in CLAIMS if claim.kind != "style"]
     pairs = dict.fromkeys((claim.variant, claim.reference) for claim in claims)
     rows = [{"student": student, "benchmark": benchmark, "pair": pair,

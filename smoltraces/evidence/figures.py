@@ -33,10 +33,8 @@ from ..settings import Settings, slug
 from ..style.viewer import view
 
 # %% ../../nbs/evidence/63_figures.ipynb #150266da
-def outcomes(
-    predictions: pd.DataFrame,
-) -> pd.DataFrame: # A row a benchmark: problems, samples, right, low, high, wrong, cut off (shares), mean tokens
-    "How the answers to each benchmark came out"
+def outcomes(predictions: pd.DataFrame) -> pd.DataFrame: # A row a benchmark
+    "How one student's answers came out: problems, samples, right, low, high, wrong, cut off (shares), mean tokens"
     table = {}
     for name, rows in predictions.groupby("benchmark", sort=False):
         n, right = rows["problem_id"].nunique(), rows["correct"].mean()
@@ -62,10 +60,8 @@ def plot_outcomes(table: pd.DataFrame): # A matplotlib Figure
     return fig
 
 # %% ../../nbs/evidence/63_figures.ipynb #321eedd1
-def evaluation_runs(
-    cfg: Settings, student: str, variant: str, seed: int = 0,
-) -> pd.DataFrame: # A row a benchmark: device, seconds, tokens, …; raises InputError where one was not evaluated
-    "What ran the evaluations of one student, and what they took"
+def evaluation_runs(cfg: Settings, student: str, variant: str, seed: int = 0) -> pd.DataFrame: # A row a benchmark
+    "What ran the evaluations of one student, and what they took; raises InputError where one was not evaluated"
     folder = cfg.path("predictions", slug(student), variant, f"seed-{seed}")
     return pd.DataFrame.from_dict({BENCHMARKS[name].title: read_json(folder / f"{name}.json")["run"]
                                    for name in cfg.benchmark_names}, orient="index")
@@ -116,7 +112,6 @@ def _points(axes, rows: pd.DataFrame, labels):
 
 
 def _legend(fig, looks: dict, hollow: str = ""):
-    "Markers and their labels above all panels"
     from matplotlib.lines import Line2D
     dots = [Line2D([], [], ls="", ms=8, marker=marker, color=colour, label=label)
             for label, (marker, colour) in looks.items()]
@@ -126,14 +121,11 @@ def _legend(fig, looks: dict, hollow: str = ""):
 
 # %% ../../nbs/evidence/63_figures.ipynb #69b29c10
 def _accuracies(rows: pd.DataFrame, low: str, high: str) -> pd.DataFrame:
-    "The points of accuracies in per cent, a row a variant"
     return rows.assign(label=rows.variant, value=rows.accuracy, low=rows.get(low, np.nan), high=rows.get(high, np.nan),
                        text=rows.accuracy.map("{:.1f}".format), look=rows.variant.map(_looks)).dropna(subset="value")
 
 
-def plot_accuracy(
-    results: pd.DataFrame,
-): # A matplotlib Figure: a row per student, a panel per benchmark, and the published values
+def plot_accuracy(results: pd.DataFrame): # A matplotlib Figure: a row per student, a panel per benchmark
     "Accuracy by variant with 95% intervals, beside the published accuracies"
     ours = results.assign(**{c: 100 * results[c] for c in ("accuracy", "ci_low", "ci_high")},
                           student=results.student.map(student_label), benchmark=results.benchmark.map(benchmark_title))
@@ -162,16 +154,13 @@ def plot_accuracy(
 
 # %% ../../nbs/evidence/63_figures.ipynb #82f8350d
 def _published_differences() -> pd.DataFrame:
-    "The paper's differences from Base, by student and benchmark"
     table = published().sort_values(["student", "benchmark"], kind="stable")
     table = table.assign(label=table.student + "\n" + table.benchmark, low=np.nan, high=np.nan)
     table["value"] = table.accuracy - table.label.map(table[table.variant == "Base"].set_index("label").accuracy)
     return table.assign(text=table.value.map("{:+.1f}".format), look=table.variant.map(_looks)).dropna(subset="value")
 
 
-def plot_differences(
-    comparisons: pd.DataFrame,
-): # A matplotlib Figure: a panel per benchmark and one of the published values, a row per student
+def plot_differences(comparisons: pd.DataFrame): # A matplotlib Figure: a row per student, a panel per benchmark
     "How far ST-NT and ST-HC-W are above or below Base, with paired 95% intervals"
     variants = ("ST-NT", "ST-HC-W")
     ours = comparisons[(comparisons.reference == "Base") & comparisons.variant.isin(variants)]
@@ -235,14 +224,12 @@ def _resamples(n: int, n_boot: int, seed: int) -> np.ndarray: # n_boot × n: how
 
 
 def _with_ends(name: str, values: np.ndarray, enough: bool = True) -> dict[str, float]:
-    "The first value, and the percentile interval of the others"
     if not enough or np.isnan(values[0]): return dict.fromkeys((name, f"{name}_low", f"{name}_high"), np.nan)
     low, high = np.nanquantile(values[1:], [0.025, 0.975])
     return {name: values[0], f"{name}_low": low, f"{name}_high": high}
 
 
 def _adoption_of_one(answers: pd.DataFrame, n_boot: int, seed: int) -> dict[str, float]:
-    "Mean style, and the rank correlation of style and being right, with percentile intervals over problems"
     problem, names = answers.id.factorize()
     rank, right = answers.style_score.rank().to_numpy(), answers.correct.to_numpy(float)
     sums = np.column_stack([np.bincount(problem, x, len(names)) for x in
@@ -255,10 +242,8 @@ def _adoption_of_one(answers: pd.DataFrame, n_boot: int, seed: int) -> dict[str,
     return _with_ends("style", style) | _with_ends("correlation", correlation, enough)
 
 
-def adoption(
-    written: pd.DataFrame, n_boot: int = 10_000, seed: int = 0,
-) -> pd.DataFrame: # student, benchmark, variant, n, answers, style, correlation, each with _low and _high
-    "Style scores of what the students write, and their rank correlation with right answers inside each variant"
+def adoption(written: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame: # A row a variant
+    "Style scores in style/students.parquet, and their rank correlation with right answers inside each variant"
     scored, rows = written[written.style_score.notna()], []
     for (benchmark, student, variant), answers in scored.groupby(["benchmark", "student", "variant"], sort=False):
         rows.append({"student": student, "benchmark": benchmark, "variant": variant, "n": answers.id.nunique(),
@@ -269,7 +254,6 @@ def adoption(
 
 # %% ../../nbs/evidence/63_figures.ipynb #47b23608
 def _scatter(axes, rows: pd.DataFrame):
-    "Mean style against accuracy, a point per variant with both intervals"
     for r in rows.itertuples():
         axes.hlines(100 * r.accuracy, r.style_low, r.style_high, color=PALETTE[r.variant], lw=1.5)
         axes.vlines(r.style, 100 * r.ci_low, 100 * r.ci_high, color=PALETTE[r.variant], lw=1.5)

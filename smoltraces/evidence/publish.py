@@ -83,7 +83,6 @@ def source_rows(cfg: Settings, variant: str) -> list[dict]: # source, domain, ro
 
 # %% ../../nbs/evidence/64_publish.ipynb #9d6caaa6
 def _head(cfg: Settings, variants: dict, sources: list[dict], default: str):
-    "The card's YAML, as `huggingface_hub` keeps it"
     from huggingface_hub import DatasetCardData
     rows = len(variants) * sum(row["rows"] for row in sources)
     size = "n<1K" if rows < 1e3 else "1K<n<10K" if rows < 1e4 else "10K<n<100K" if rows < 1e5 else "n>100K"
@@ -136,10 +135,8 @@ def _licence_notes(cfg: Settings, manifest: dict) -> str:
         trace_sets=[{"set": s.name, "hub": s.hub, "licence": s.licence} for s in sets])
 
 
-def stage(
-    cfg: Settings, folder: str | Path, repo_id: str = "USER/NAME",
-) -> Path: # The folder; raises InputError where it holds something else, or as `checked_manifest` does
-    "Write the dataset repository of a run's variants into a local folder"
+def stage(cfg: Settings, folder: str | Path, repo_id: str = "USER/NAME") -> Path:
+    "Write a run's dataset repository into a folder; raises InputError where it holds something else, or as `card` does"
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / "manifest.json").is_file()):
         raise InputError(f"{folder.name} exists and is no staged data set: name another folder for it.")

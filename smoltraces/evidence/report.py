@@ -44,10 +44,8 @@ from ..style.viewer import fill, laid_out
 def _json(file: Path) -> dict: return read_json(file) if file.is_file() else {}
 
 
-def notebook_cells(
-    cfg: Settings, notebook: str = "5_figures",
-) -> dict[str, tuple[str, str]]: # By tag: the cell's id, and the heading that it stands under
-    "The tagged cells of an experiment notebook"
+def notebook_cells(cfg: Settings, notebook: str = "5_figures") -> dict[str, tuple[str, str]]:
+    "The tagged cells of an experiment notebook: by tag the cell's id, and the heading that it stands under"
     source = cfg.root / "nbs" / "experiments" / f"{notebook}.ipynb" # papermill keeps its cells' ids
     if not source.is_file(): source = cfg.path("notebooks", f"{notebook}.ipynb")
     cells, heading = {}, ""
@@ -178,10 +176,8 @@ def _excerpt(row, thought: str, response: str, measures) -> dict:
             "response": _joined(response)}
 
 
-def excerpts(
-    cfg: Settings, most: int = MOST,
-) -> dict: # What `report.js` reads: problems, rows (their answers), values of the filters, what is left out
-    "A run's sample of outputs, laid out: visible text in nested lists"
+def excerpts(cfg: Settings, most: int = MOST) -> dict:
+    "What `report.js` reads of a run's sample of outputs: problems, rows (visible text in nested lists), the filters"
     index = answered(cfg)
     chosen = choose(index, most, cfg.data_seed)
     out = {"types": PIVOT_TYPES, "stages": STAGES, "outcomes": OUTCOMES, "total": len(index),
@@ -229,8 +225,8 @@ def _settings_section(cfg: Settings) -> dict[str, pd.DataFrame]:
                                  for name, keys in cfg.sections.items() for key, value in keys.items()])}
 
 # %% ../../nbs/evidence/65_report.ipynb #089ef751
-def stage_records(cfg: Settings) -> list[dict]: # As running writes them, without the stage that writes this page
-    "What was noted of each stage"
+def stage_records(cfg: Settings) -> list[dict]:
+    "What was noted of each stage, without the one that writes this page"
     files = sorted(p for p in cfg.path("runs").glob("[!.]*.json") if not p.name.endswith(".failed.json"))
     return [r for r in map(read_json, files) if not r["stage"].startswith("5_figures")]
 
@@ -249,7 +245,6 @@ def evaluations(cfg: Settings) -> list[dict]: # student, variant, seed, benchmar
 
 
 def _versions(notes: list[dict]) -> pd.DataFrame:
-    "Package versions; a package that had several in one run has them all"
     pairs = {pair for note in notes for pair in note.get("versions", {}).items()}
     pairs |= {("python", note["machine"]["python"]) for note in notes if "python" in note.get("machine", {})}
     frame = pd.DataFrame(sorted(pairs), columns=["package", "version"])
@@ -296,7 +291,6 @@ def not_run(cfg: Settings) -> list[str]: # e.g. "ST-HC on MATH500, seed 1"
 
 # %% ../../nbs/evidence/65_report.ipynb #a8f0fdcf
 def _figures(cfg: Settings) -> list[dict]:
-    "Every figure that is there, as an image that holds its own data"
     files = {name: cfg.path("figures", f"{name}.svg") for name in FIGURES}
     return [{"alt": re.split(r"(?<=[.:]) ", FIGURES[name])[0], "caption": FIGURES[name],
              "svg": b64encode(file.read_bytes()).decode()} for name, file in files.items() if file.is_file()]

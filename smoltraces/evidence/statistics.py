@@ -19,10 +19,8 @@ from ..paper import ordered
 from ..settings import InputError
 
 # %% ../../nbs/evidence/60_statistics.ipynb #fa5d9851
-def scores(
-    predictions: pd.DataFrame,
-) -> dict[str, np.ndarray]: # By variant, seeds × problems, these in the same order for all; raises InputError on gaps
-    "Each variant's scores on the problems, which must be the same for every variant and seed"
+def scores(predictions: pd.DataFrame) -> dict[str, np.ndarray]: # By variant: seeds × problems, in one order
+    "Each variant's scores on the problems of a benchmark, which must be the same for every variant and seed"
     table = predictions[["variant", "seed", "problem_id"]].assign(correct=predictions.correct.astype(float))
     table = table.groupby(["variant", "seed", "problem_id"], sort=True).correct.mean().unstack()
     return {variant: table.loc[variant].to_numpy() for variant in table.index.unique("variant")}
@@ -96,8 +94,8 @@ def _ends(resamples: np.ndarray, estimate: float, level: float) -> tuple[float, 
 # %% ../../nbs/evidence/60_statistics.ipynb #134e04f7
 def accuracy_interval(
     score: np.ndarray, n_boot: int = 10_000, seed: int = 0, level: float = 0.95,
-) -> tuple[float, float, float]: # Accuracy and the ends of its interval, 0 to 1
-    "Mean accuracy with its bootstrap interval over problems, and over seeds where there are several"
+) -> tuple[float, float, float]:
+    "Mean accuracy and the ends of its bootstrap interval over problems, and over seeds where there are several"
     sides = _arrays(score)
     estimate = float(sides[0].mean())
     return estimate, *_ends(_resamples(sides, n_boot, seed), estimate, level)
@@ -158,10 +156,8 @@ def verdict(low: float, high: float) -> str:
     return "lies above zero" if low > 0 else "lies below zero" if high < 0 else "includes zero"
 
 # %% ../../nbs/evidence/60_statistics.ipynb #676893c4
-def wins_losses(
-    score: np.ndarray, reference: np.ndarray,
-) -> tuple[int, int]: # Problems on which `score` is ahead, and behind
-    "On how many problems either side does better, its seeds and samples averaged"
+def wins_losses(score: np.ndarray, reference: np.ndarray) -> tuple[int, int]: # Problems
+    "On how many problems `score` is ahead, and behind, seeds and samples averaged"
     gap = np.subtract(*(side.mean(axis=0) for side in _paired(score, reference)))
     return int((gap > 1e-9).sum()), int((gap < -1e-9).sum())
 
@@ -228,7 +224,6 @@ def equivalence(
 
 # %% ../../nbs/evidence/60_statistics.ipynb #01fee95f
 def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Series, n_boot: int, seed: int) -> dict:
-    "What `summarise` says of one variant's rows on one benchmark"
     (seeds, n), samples = score.shape, len(rows) // score.size
     accuracy, low, high = accuracy_interval(score, n_boot, seed)
     wilson_low, wilson_high = wilson(accuracy * n, n)
@@ -242,10 +237,8 @@ def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Serie
         "truncated": float(rows.truncated.mean()), "n_tokens": float(rows.n_tokens.mean())}
 
 
-def summarise(
-    predictions: pd.DataFrame, n_boot: int = 10_000, seed: int = 0,
-) -> pd.DataFrame: # One row per student, benchmark and variant; raises InputError as `check_predictions` does
-    "Accuracies with their intervals and standard errors, in the order of the paper's table"
+def summarise(predictions: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    "A row per student, benchmark and variant, in the paper's order; raises InputError as `check_predictions` does"
     check_predictions(predictions)
     table = []
     light = predictions.drop(columns=["output", "answer"], errors="ignore") # of which the tables need nothing

@@ -116,7 +116,6 @@ def _seeds(rows: pd.DataFrame) -> str:
 
 
 def _accuracies(rows: pd.DataFrame, letters: dict) -> dict[str, str]:
-    "Accuracy with marks and interval, by variant"
     return {r.variant: interval(r.accuracy, r.ci_low, r.ci_high, letters.get((r.student, r.benchmark, r.variant), ""))
             for r in rows.itertuples()}
 
@@ -173,7 +172,6 @@ def details_table(results: pd.DataFrame) -> pd.DataFrame: # Text, in per cent
 
 # %% ../../nbs/evidence/62_tables.ipynb #4d0946dc
 def _equivalent(row) -> tuple[str, str]:
-    "yes, no or undecided, and the 90% interval that says so"
     answer = ("yes" if -row.margin < row.eq_low and row.eq_high < row.margin else
               "no" if row.eq_low > row.margin or row.eq_high < -row.margin else "undecided")
     return answer, f"[{100 * row.eq_low:.1f}, {100 * row.eq_high:.1f}]"

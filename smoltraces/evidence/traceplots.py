@@ -34,7 +34,6 @@ def save_figure(fig, path: Path) -> list[Path]: # The .png, .svg and .pdf
 
 # %% ../../nbs/evidence/63_traceplots.ipynb #715f2fb9
 def _panels(plt, training: pd.DataFrame, students: pd.DataFrame | None, height: float, **share):
-    "A figure, and for each of its panels the axes and the measures; every panel has its title"
     panels = {"in the training traces": training}
     if students is not None: panels["in what the students write"] = students
     fig, [row] = plt.subplots(1, len(panels), sharey=True, squeeze=False, layout="constrained",
