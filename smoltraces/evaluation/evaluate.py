@@ -122,6 +122,8 @@ prediction_schema = pa.schema([
     ("problem_id", pa.string()), ("sample", pa.int64()), ("output", pa.string()), ("extracted", pa.string()),
     ("answer", pa.string()), ("correct", pa.bool_()), ("n_tokens", pa.int64()), ("truncated", pa.bool_()),
     ("cluster", pa.string()), ("revision", pa.string())])
+PREDICTION_COLUMNS = prediction_schema.names
+_RUN = PREDICTION_COLUMNS[:4]
 
 
 def predictions_of(
@@ -140,7 +142,7 @@ def predictions_of(
         predictions.append({**columns, "problem_id": i, "sample": k, **answer._asdict(), "extracted": extracted,
                             "output": seal(answer.output) if sealed else answer.output, "answer": problems[i].answer,
                             "correct": correct, "cluster": clusters[i], "revision": revision})
-    return pd.DataFrame(predictions, columns=prediction_schema.names)
+    return pd.DataFrame(predictions, columns=PREDICTION_COLUMNS)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9cb760b
 def _code(*modules: str) -> str:
@@ -217,7 +219,7 @@ def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
     sealed, file, answers, facts = task.sealed, task.file, {}, {}
     journal = file.with_name(f".{file.stem}.answers.jsonl")
     if old := _manifest(file, task.basis): # only the scorer is another one
-        rows = read_parquet(file, prediction_schema.names).itertuples()
+        rows = read_parquet(file, PREDICTION_COLUMNS).itertuples()
         answers = {(r.problem_id, r.sample): Answer(unseal(r.output), r.n_tokens, r.truncated) for r in rows}
         facts = {"prompts": old["prompts"], "run": old["run"]}
 
@@ -254,13 +256,9 @@ def evaluate(cfg: Settings, student: str, variant: str, seed: int = 0) -> pd.Dat
             try: _evaluate(backend, task, verifier)
             except Unanswered as e: holes.append(e) # the other benchmarks can still be answered
     if holes: raise holes[0]
-    return pd.concat([read_parquet(t.file, prediction_schema.names) for t in tasks], ignore_index=True)
+    return pd.concat([read_parquet(t.file, PREDICTION_COLUMNS) for t in tasks], ignore_index=True)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9530cf7
-PREDICTION_COLUMNS = prediction_schema.names
-_RUN = ["student", "variant", "seed", "benchmark"]
-
-
 def _check_benchmark(rows: pd.DataFrame):
     runs, of = rows.groupby(_RUN, sort=False), "The predictions of {}, {}, seed {}, on {}".format
     if (twice := rows.duplicated([*_RUN, "problem_id", "sample"])).any():
