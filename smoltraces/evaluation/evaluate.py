@@ -181,12 +181,12 @@ def _answers(
         return {queries[i].key: answer for i, answer in backend.answers(queries)}, time.monotonic() - start
     from tqdm.auto import tqdm
     with Journal(file, header, sealed) as journal:
-        left = [q for q in queries if q.key not in journal.answers]
-        if left: backend.load()
+        todo = [q for q in queries if q.key not in journal.answers]
+        if todo: backend.load()
         journal.begin()
-        with tqdm(total=len(queries), initial=len(queries) - len(left), desc=title, unit=" answers") as bar:
-            for i, answer in backend.answers(left) if left else ():
-                journal.add(left[i], answer)
+        with tqdm(total=len(queries), initial=len(queries) - len(todo), desc=title, unit=" answers") as bar:
+            for i, answer in backend.answers(todo) if todo else ():
+                journal.add(todo[i], answer)
                 bar.update()
     return journal.answers, journal.seconds
 

@@ -186,8 +186,8 @@ def excerpts(cfg: Settings, most: int = MOST) -> dict:
     chosen = read_outputs(chosen)
     texts, numbers = questions(cfg, chosen), {}
     halves = [_parts(str(output)) for output in chosen.output]
-    measured = measure([re.sub("[\ud800-\udfff]", "\ufffd", thought) for thought, _ in halves])
-    for row, (thought, response), measures in zip(chosen.itertuples(), halves, measured.itertuples(), strict=True):
+    style = measure([re.sub("[\ud800-\udfff]", "\ufffd", thought) for thought, _ in halves])
+    for row, (thought, response), measures in zip(chosen.itertuples(), halves, style.itertuples(), strict=True):
         key = row.benchmark, row.problem_id
         if key not in numbers:
             numbers[key] = len(numbers)
@@ -263,10 +263,10 @@ def _hashes(cfg: Settings, runs: list[dict], data: dict) -> pd.DataFrame:
 def made_section(cfg: Settings) -> dict: # What the template's `made` shows
     "Settings, hardware and time, cost, hashes, versions"
     runs, evaluated, data = stage_records(cfg), evaluations(cfg), _json(cfg.path("data", "manifest.json"))
-    noted = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd")
+    facts = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd")
     rows = pd.DataFrame([{
         **{k: v for k, v in e.items() if k != "manifest"},
-        **{k: public(v) if isinstance(v, str) else v for k in noted
+        **{k: public(v) if isinstance(v, str) else v for k in facts
            if isinstance(v := e["manifest"].get(k), (str, int, float))}} for e in evaluated])
     stages = pd.DataFrame([{"stage": r["stage"], "seconds": r["seconds"], "code": r["code"][:16]} for r in runs])
     machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in runs}

@@ -78,13 +78,13 @@ def plot_lengths(training: pd.DataFrame, students: pd.DataFrame | None = None): 
 # %% ../../nbs/evidence/63_traceplots.ipynb #5b9d2c04
 def stacked_bars(axes, table: pd.DataFrame, looks: dict[str, tuple[str, str, str]], height: float, **style):
     "A bar per row of shares, a part per column; looks: its colour, hatch and colour of the number; style: of these"
-    left = 0
+    start = 0
     for name, (colour, hatch, ink) in looks.items():
-        bars = axes.barh(table.index, table[name], height, left, color=colour, hatch=hatch, label=name,
+        bars = axes.barh(table.index, table[name], height, start, color=colour, hatch=hatch, label=name,
                          edgecolor="white")
         axes.bar_label(bars, [f"{x:.0%}" if x >= 0.06 else "" for x in table[name]], label_type="center", color=ink,
                        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1} if hatch else None, **style)
-        left = left + table[name]
+        start = start + table[name]
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.invert_yaxis()
