@@ -6,11 +6,9 @@
 __all__ = ['Reply', 'reply_to', 'TextStream', 'Student', 'load_student', 'Comparison', 'compare_answers']
 
 # %% ../../nbs/evaluation/53_ask.ipynb #56929c26
-import html
-import sys
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,13 +33,18 @@ def _row(problem: str | Problem | dict | pd.Series) -> dict[str, Any]:
         raise InputError(f"A problem is a question, a Problem or a row of a table, not a {type(problem).__name__}: "
                          "give one row at a time, as rows.iloc[0].")
     row = {"choices": None, "answer": None, "answer_kind": "math", "meta": "{}", **dict(problem)}
-    if not isinstance(row.get("question"), str) or not row["question"].strip():
+    if not str(row.get("question") or "").strip():
         raise InputError("This problem has no question: give one as text, or a row with the column question.")
     if opened(row)["question"] != row["question"]:
         raise InputError("This problem is of a benchmark that asks not to be shown: evaluate it instead.")
     return row
 
 # %% ../../nbs/evaluation/53_ask.ipynb #2e65d54a
+def _short(text: str) -> str:
+    text = " ".join(visible(text).split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
 @dataclass(frozen=True)
 class Reply:
     "What a student answered"
@@ -53,25 +56,16 @@ class Reply:
     expected: str | None # The right answer, where it is known
     correct: bool | None
     n_tokens: int
-    truncated: bool # Whether it was cut off at `max_new_tokens`
+    truncated: bool # Cut off at `max_new_tokens`
     seconds: float = field(compare=False)
-    _cell: int | None = field(default=None, compare=False) # the notebook's cell in which it was shown as it came
 
     @property
-    def verdict(self) -> str:
-        "In a few words, what came out"
-        answer = f"answers {_short(self.answer)}" if self.answer else "no final answer"
-        if self.correct is None: return answer
-        return f"✓ right, {answer}" if self.correct else f"✗ wrong, {answer}, expected {_short(self.expected)}"
-
-    @property
-    def facts(self) -> str:
-        "How long it is, and what it took"
-        cut = ", cut off there" if self.truncated else ""
-        return f"{self.n_tokens:,} tokens{cut}, {self.seconds:.1f} s"
-
-    @property
-    def title(self) -> str: return f"{self.verdict} · {self.facts}"
+    def title(self) -> str:
+        "What came out, how long it is and what it took"
+        verdict = f"answers {_short(self.answer)}" if self.answer else "no final answer"
+        if self.correct: verdict = f"✓ right, {verdict}"
+        elif self.correct is not None: verdict = f"✗ wrong, {verdict}, expected {_short(self.expected)}"
+        return f"{verdict} · {self.n_tokens:,} tokens{', cut off there' * self.truncated}, {self.seconds:.1f} s"
 
     def row(self) -> dict:
         "As the viewer takes it"
@@ -82,51 +76,24 @@ class Reply:
     def __repr__(self): return f"<Reply: {self.title}>"
     def _repr_html_(self): return view(self.row(), title=self.title)._repr_html_()
 
-    def _ipython_display_(self):
-        "A reply that was shown as it came is not shown again as the value of the same cell"
-        if self._cell is None or self._cell != _cell(): raise NotImplementedError # then IPython takes the next way
-
 # %% ../../nbs/evaluation/53_ask.ipynb #336d011b
-def _short(text: str) -> str:
-    text = " ".join(visible(text).split())
-    return text if len(text) <= 60 else f"{text[:59]}…"
-
-
-def _cell() -> int | None:
-    "The number of the cell that runs, in a notebook; None elsewhere"
-    if "IPython" not in sys.modules: return None
-    from IPython import get_ipython
-    shell = get_ipython()
-    return shell.execution_count if hasattr(shell, "kernel") else None
-
-
-def reply_to(
-    problem: str | Problem | dict | pd.Series,
-    answer: Answer, # Of `decoding.answers`
-    seconds: float = 0.0, # It took
-) -> Reply:
+def reply_to(problem: str | Problem | dict | pd.Series, answer: Answer, seconds: float = 0.0) -> Reply:
     "A student's answer, taken apart and verified where the right one is known"
     row = _row(problem)
     expected = row["answer"] if isinstance(row["answer"], str) else None
     problem = Problem(**{name: row.get(name) for name in Problem.__dataclass_fields__})
     thinking, rest, closed = split_thinking(answer.output)
-    trace, response = thinking if thinking or not closed else None, rest if closed else ""
-    return Reply(question_text(row), answer.output, trace, response,
-                 final_answer(problem, answer.output, lenient=True), expected,
-                 None if expected is None else verify(problem, answer.output, lenient=True), answer.n_tokens,
-                 answer.truncated, seconds)
+    return Reply(
+        question_text(row), answer.output, trace=thinking if thinking or not closed else None,
+        response=rest if closed else "", answer=final_answer(problem, answer.output, lenient=True), expected=expected,
+        correct=None if expected is None else verify(problem, answer.output, lenient=True),
+        n_tokens=answer.n_tokens, truncated=answer.truncated, seconds=seconds)
 
 # %% ../../nbs/evaluation/53_ask.ipynb #6cdf0d49
 class TextStream:
     "Text as its tokens come; the pieces, joined, are the text of all tokens"
     def __init__(self, tokenizer, show: Callable[[str], None]): # `show` is given each piece
         self.tokenizer, self.show, self.tokens, self.start, self.shown = tokenizer, show, [], 0, 0
-
-    def _new(self) -> str:
-        "The text that is not shown yet, from some tokens before, since these decide what it looks like"
-        before, text = (self.tokenizer.decode(self.tokens[self.start:end], skip_special_tokens=True)
-                        for end in (self.shown, None))
-        return text[len(before):]
 
     def add(self, token: int):
         "Show what can be read now"
@@ -136,45 +103,13 @@ class TextStream:
         self.show(text)
         self.start, self.shown = self.shown, len(self.tokens)
 
-    def end(self):
-        "Show what was still waiting"
-        if text := self._new(): self.show(text)
+    def end(self): self.show(self._new())
 
-# %% ../../nbs/evaluation/53_ask.ipynb #7f380a9a
-class _Page:
-    "One place in a notebook where text grows, its end in sight"
-    pause = 0.2 # seconds between two pictures
-
-    def __init__(self, question: str):
-        from IPython.display import HTML, display
-        self.html, self.question, self.text, self.last_draw = HTML, html.escape(visible(question)), "", time.monotonic()
-        self.place = display(self._picture(), display_id=True)
-
-    def _picture(self):
-        return self.html(
-            '<div class="tex2jax_ignore mathjax_ignore" style="max-width:62em;line-height:1.6;white-space:pre-wrap;'
-            f'overflow-wrap:anywhere"><div style="opacity:.75">{self.question}</div><div style="display:flex;'
-            'flex-direction:column-reverse;max-height:32em;overflow:auto"><div dir="auto">'
-            f"{html.escape(visible(self.text))}▍</div></div></div>")
-
-    def show(self, piece: str):
-        self.text += piece
-        if time.monotonic() - self.last_draw < self.pause: return
-        self.place.update(self._picture())
-        self.last_draw = time.monotonic()
-
-    def end(self, reply: Reply) -> Reply:
-        self.place.update(self.html(reply._repr_html_()))
-        return replace(reply, _cell=_cell())
-
-
-class _Terminal:
-    "Text as it comes, and the end of its last line"
-    def show(self, piece: str): print(visible(piece), end="", flush=True)
-
-    def end(self, reply: Reply) -> Reply:
-        print()
-        return reply
+    def _new(self) -> str:
+        "The text that is not shown yet; some tokens before it decide what it looks like"
+        before, text = (self.tokenizer.decode(self.tokens[self.start:end], skip_special_tokens=True)
+                        for end in (self.shown, None))
+        return text[len(before):]
 
 # %% ../../nbs/evaluation/53_ask.ipynb #7b3c480b
 class Student:
@@ -185,13 +120,8 @@ class Student:
     def __repr__(self): return f"<Student {self.name}, {self.model.num_parameters():,} parameters, {self.model.device}>"
 
     def answers(
-        self,
-        problems: Iterable | pd.DataFrame, # Of what `answer` takes, or a table of them
-        max_new_tokens: int = 1024, # These as for `answer`
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        batch_size: int = 16, # Problems at a time
+        self, problems: Iterable | pd.DataFrame, max_new_tokens: int = 1024, temperature: float = 0.0,
+        top_p: float = 1.0, seed: int = 0, batch_size: int = 16,
         on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a problem's index and a token
     ) -> list[Reply]: # In the same order; each one's seconds are its share of the time that all took
         "Answer several problems side by side, which is faster than one after the other"
@@ -212,18 +142,17 @@ class Student:
         temperature: float = 0.0, # 0: greedy
         top_p: float = 1.0,
         seed: int = 0, # Where it is sampled; as in evaluation, the answer depends on the problem too
-        stream: bool = False, # Whether to show it as it comes
+        stream: bool = False, # Print it as it comes
     ) -> Reply: # The same with `stream` as without; raises InputError
         "Ask one problem"
-        row = _row(problem)
-        options = (max_new_tokens, temperature, top_p, seed)
+        row, options = _row(problem), (max_new_tokens, temperature, top_p, seed)
         if not stream: return self.answers([row], *options)[0]
-        place = _Terminal() if _cell() is None else _Page(question_text(row))
-        place.show(with_opening(self._prompt(row), Answer("", 0, False)).output)
-        stream = TextStream(self.tokenizer, place.show)
-        reply = self.answers([row], *options, on_token=lambda _, token: stream.add(token))[0]
-        stream.end()
-        return place.end(reply)
+        pieces = TextStream(self.tokenizer, lambda text: print(visible(text), end="", flush=True))
+        pieces.show(with_opening(self._prompt(row), Answer("", 0, False)).output)
+        reply = self.answers([row], *options, on_token=lambda _, token: pieces.add(token))[0]
+        pieces.end()
+        print()
+        return reply
 
     def _prompt(self, row: dict) -> str: return render_chat(self.tokenizer, prompt(row), self.name)
 
@@ -254,29 +183,20 @@ class Comparison(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        "How many were right"
-        before, after = (sum(bool(r.correct) for r in replies) for replies in self)
-        n = len(self.before)
-        if any(r.correct is None for r in self.before): return f"{n} problem{'s' * (n != 1)}, the right answer unknown"
-        return f"Right before: {before} of {n}; after: {after} of {n}."
+        if any(r.correct is None for r in self.before): return f"{len(self.before)} answers, the right ones unknown."
+        before, after = (sum(r.correct for r in replies) for replies in self)
+        return f"Right before: {before} of {len(self.before)}; after: {after} of {len(self.before)}."
 
-    def __repr__(self):
-        pairs = [f"{_short(b.question)}\n  before: {b.title}\n  after:  {a.title}"
-                 for b, a in zip(*self, strict=True)]
-        return "\n".join([self.verdict, *pairs])
+    def __repr__(self): return f"<Comparison: {self.verdict}>"
 
     def _repr_html_(self):
-        pairs = [view([b.row(), a.row()], titles=[f"before · {b.title}", f"after · {a.title}"])
+        pairs = [view([b.row(), a.row()], titles=[f"before · {b.title}", f"after · {a.title}"])._repr_html_()
                  for b, a in zip(*self, strict=True)]
-        line = '<hr style="border:0;border-top:1px solid #8886;margin:1em 0">'
-        return f"<b>{self.verdict}</b>{line}" + line.join(pair._repr_html_() for pair in pairs)
+        return "<hr>".join([f"<b>{self.verdict}</b>", *pairs])
 
 
 def compare_answers(
-    before: Student | str | Path, # A student, or what `load_student` takes
-    after: Student | str | Path,
-    problems: Iterable | pd.DataFrame, # Held-out problems, a few
-    **options, # As for `Student.answers`, e.g. max_new_tokens
+    before: Student | str | Path, after: Student | str | Path, problems: Iterable | pd.DataFrame, **options,
 ) -> Comparison: # Shown side by side in a notebook
     "The same problems before and after training"
     rows = problems.to_dict("records") if isinstance(problems, pd.DataFrame) else list(problems)

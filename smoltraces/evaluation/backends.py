@@ -27,7 +27,6 @@ from ..traces import teachers
 from ..traces.client import Endpoint, Estimate, ask
 from ..traces.store import Request, Response, Store
 
-
 # %% ../../nbs/evaluation/51_backends.ipynb #ccbe9ed5
 class Query(NamedTuple):
     "One answer to be made"
@@ -39,20 +38,12 @@ class Query(NamedTuple):
     def key(self) -> tuple[str, int]: return self.row["id"], self.sample
 
 
-def answer_seed(
-    seed: int, # Training seed of the student
-    problem_id: str,
-    sample: int,
-) -> int: # 32 bits
+def answer_seed(seed: int, problem_id: str, sample: int) -> int: # 32 bits
     "The seed of one answer: it depends on neither the batch nor the order"
     return int.from_bytes(hashlib.sha256(f"{seed}-{problem_id}-{sample}".encode()).digest()[:4], "big")
 
 
-def render_chat(
-    tokenizer,
-    messages: list[dict[str, str]],
-    student: str, # Its name, for the message of an InputError
-) -> str: # Ready for the answer
+def render_chat(tokenizer, messages: list[dict[str, str]], student: str) -> str: # Ready for the answer
     "Chat messages in a student's template"
     return render(tokenizer, messages, student, add_generation_prompt=True)
 
@@ -64,25 +55,23 @@ def with_opening(prompt: str, answer: Answer) -> Answer:
 
 # %% ../../nbs/evaluation/51_backends.ipynb #395191c3
 class LocalBackend:
-    "A base or fine-tuned student: its files, its tokenizer and its prompts"
+    "A base or fine-tuned student: its files, its tokenizer and its prompts; `answers` gives them with their index"
     versions = ("torch", "transformers", "lm-eval")
-    durable = False # Whether answers outlive the process without a journal
+    durable = False # answers outlive the process without a journal
 
     def __init__(self, cfg: Settings, student: str, variant: str, seed: int):
         models.prepare(cfg)
-        self.cfg, self.student, self.seed = cfg, student, seed
+        self.cfg, self.student, self.seed, self.batch_size = cfg, student, seed, cfg.eval_batch_size
         self.base, self.adapter = models.locate(student, cfg.offline), None
-        self.batch_size = cfg.eval_batch_size
-        if variant != "Base":
-            folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
-            if not (folder / "training.json").is_file():
-                raise InputError(f"{student} has not been trained on {variant} with seed {seed}: run 3_finetune first.")
-            if (folder / "adapter_config.json").is_file(): self.adapter = str(folder)
-            else: self.base = str(folder)
+        if variant == "Base": return
+        folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
+        if not (folder / "training.json").is_file():
+            raise InputError(f"{student} has not been trained on {variant} with seed {seed}: run 3_finetune first.")
+        if (folder / "adapter_config.json").is_file(): self.adapter = str(folder)
+        else: self.base = str(folder)
 
     @cached_property
-    def revision(self) -> str | None:
-        "The commit of a student from the hub"
+    def revision(self) -> str | None: # The commit of a student from the hub
         if Path(self.base).is_dir(): return None
         from transformers import AutoConfig
         return AutoConfig.from_pretrained(self.base)._commit_hash
@@ -93,9 +82,7 @@ class LocalBackend:
     @property
     def dtype(self) -> str: return models.dtype_for(models.best_device())
 
-    def prompt(self, messages: list[dict[str, str]]) -> str:
-        "The messages in the student's chat template, ready for its answer"
-        return render_chat(self.tokenizer, messages, self.student)
+    def prompt(self, messages: list[dict[str, str]]) -> str: return render_chat(self.tokenizer, messages, self.student)
 
     def identity(self) -> dict:
         "What its answers depend on, besides the prompts"
@@ -106,12 +93,12 @@ class LocalBackend:
     def facts(self) -> dict:
         "What ran it, for the record"
         import torch
-        gpu = models.best_device() == "cuda"
-        device = torch.cuda.get_device_name() if gpu else f"CPU, threads: {torch.get_num_threads()}"
+        device = f"CPU, threads: {torch.get_num_threads()}"
+        if models.best_device() == "cuda": device = torch.cuda.get_device_name()
         return {"device": device, "batch_size": self.batch_size}
 
+    def load(self): return self.model
     def agree(self, rows: dict): "Costs nothing"
-
     def close(self): "Holds nothing open"
 
     def _seeds(self, queries: list[Query]) -> list[int] | None:
@@ -123,17 +110,15 @@ class Transformers(LocalBackend):
     @cached_property
     def model(self): return models.load_model(self.base, self.adapter, revision=self.revision)
 
-    def load(self): return self.model
-
-    def answers(self, queries: list[Query]) -> Iterator[tuple[int, Answer]]: # As they are done, with their index
+    def answers(self, queries: list[Query]) -> Iterator[tuple[int, Answer]]:
         "Answer in batches, the longest prompts first"
+        def shrink(size: int): self.batch_size = size
+
         cfg = self.cfg
         for i, answer in decoding.answers(
                 self.model, self.tokenizer, [q.prompt for q in queries], cfg.max_new_tokens, self.batch_size,
-                cfg.eval_temperature, cfg.eval_top_p, self._seeds(queries), on_shrink=self._on_shrink):
+                cfg.eval_temperature, cfg.eval_top_p, self._seeds(queries), on_shrink=shrink):
             yield i, with_opening(queries[i].prompt, answer)
-
-    def _on_shrink(self, size: int): self.batch_size = size
 
 # %% ../../nbs/evaluation/51_backends.ipynb #a5a1a4cf
 class Vllm(LocalBackend):
@@ -148,7 +133,7 @@ class Vllm(LocalBackend):
                              "= tokens): set backend = hf.")
 
     @cached_property
-    def engine(self):
+    def model(self):
         from vllm import LLM
         lora = {}
         if self.adapter:
@@ -158,25 +143,23 @@ class Vllm(LocalBackend):
         return LLM(self.base, revision=self.revision, dtype=self.dtype, max_model_len=-1, # as long as memory allows
                    max_num_seqs=self.batch_size, **lora)
 
-    def load(self): return self.engine
-
-    def answers(self, queries: list[Query]) -> Iterator[tuple[int, Answer]]: # As `Transformers.answers`
+    def answers(self, queries: list[Query]) -> Iterator[tuple[int, Answer]]:
         "Answer in chunks, so that little is lost where the process is killed"
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
         lora = LoRARequest("adapter", 1, self.adapter) if self.adapter else None
-        size, seeds = max(256, 4 * self.batch_size), self._seeds(queries) or [None] * len(queries)
+        cfg, size, seeds = self.cfg, max(256, 4 * self.batch_size), self._seeds(queries) or [None] * len(queries)
+        params = [SamplingParams(temperature=cfg.eval_temperature, top_p=cfg.eval_top_p, seed=seed,
+                                 max_tokens=cfg.max_new_tokens) for seed in seeds]
+        # as token ids: the template has written the first token already, vLLM would add another
+        ids = self.tokenizer([q.prompt for q in queries], add_special_tokens=False)["input_ids"]
         for start in range(0, len(queries), size):
-            chunk = queries[start:start + size]
-            # as token ids: the template has written the first token already, vLLM would add another
-            ids = self.tokenizer([q.prompt for q in chunk], add_special_tokens=False)["input_ids"]
-            params = [SamplingParams(temperature=self.cfg.eval_temperature, top_p=self.cfg.eval_top_p, seed=seed,
-                                     max_tokens=self.cfg.max_new_tokens) for seed in seeds[start:start + size]]
-            results = self.engine.generate([{"prompt_token_ids": one} for one in ids], params, use_tqdm=False,
-                                           lora_request=lora)
-            for i, (q, result) in enumerate(zip(chunk, results, strict=True), start):
+            results = self.model.generate([{"prompt_token_ids": one} for one in ids[start:start + size]],
+                                          params[start:start + size], use_tqdm=False, lora_request=lora)
+            for i, result in enumerate(results, start):
                 out = result.outputs[0]
-                yield i, with_opening(q.prompt, Answer(out.text, len(out.token_ids), out.finish_reason == "length"))
+                answer = Answer(out.text, len(out.token_ids), out.finish_reason == "length")
+                yield i, with_opening(queries[i].prompt, answer)
 
 # %% ../../nbs/evaluation/51_backends.ipynb #389da9a4
 class SealedStore(Store):
@@ -194,11 +177,10 @@ def _with_text(r: Response, change) -> Response:
 
 def answer_of(r: Response) -> Answer: # Refused, filtered and empty ones are answers, and wrong
     "A stored response as a student would have written it"
-    output = r.content
+    output, cut_off = r.content, r.status == "truncated"
     if r.thinking:
-        cut = r.status == "truncated" and not r.content
-        output = f"<think>\n{r.thinking}" + ("" if cut else f"\n</think>\n\n{r.content}")
-    return Answer(output, r.completion_tokens or 0, r.status == "truncated")
+        output = f"<think>\n{r.thinking}" + ("" if cut_off and not output else f"\n</think>\n\n{output}")
+    return Answer(output, r.completion_tokens or 0, cut_off)
 
 # %% ../../nbs/evaluation/51_backends.ipynb #c12a0452
 class Unanswered(InputError):
@@ -214,8 +196,8 @@ class Api:
         self,
         cfg: Settings,
         endpoint: Endpoint,
-        template: teachers.Prompt | None = None, # None: the benchmark's own
-        store: Store | None = None, # None: that of the settings
+        template: teachers.Prompt | None = None, # None: the benchmark's own prompt
+        store: Store | None = None,
     ):
         self.cfg, self.endpoint, self.template, self.cost = cfg, endpoint, template, 0.0
         self._store, self._sealed = store or Store(teachers.store_path(cfg)), None
@@ -223,12 +205,10 @@ class Api:
     def prompt(self, messages: list[dict[str, str]]) -> str: return json.dumps(messages, ensure_ascii=False)
 
     def identity(self) -> dict:
-        "What its answers depend on, besides the prompts"
         return {"name": "api", "model": self.endpoint.model, "host": self.endpoint.host,
                 "prompt": str(self.template) if self.template else None}
 
     def facts(self) -> dict:
-        "What ran it, for the record"
         return {"device": self.endpoint.host, "batch_size": self.endpoint.in_flight, "cost_usd": round(self.cost, 6)}
 
     def load(self): pass
@@ -246,18 +226,18 @@ class Api:
         if cfg.eval_temperature and cfg.eval_top_p < 1: sampling["top_p"] = cfg.eval_top_p
         return Request(self.endpoint.model, tuple(messages), sampling, sample)
 
-    def due(self, rows: dict[str, list[dict]]) -> dict[str, Estimate]: # Both by benchmark: problems to be asked; bill
-        "What the answers will cost that the store does not hold"
-        due, samples = {}, self.cfg.eval_samples
+    def due(self, rows: dict[str, list[dict]]) -> dict[str, Estimate]:
+        "By benchmark, what the answers will cost that the store does not hold; of its problems to be asked"
+        bills, samples = {}, self.cfg.eval_samples
+        tokens = min((self.template or teachers.PLAIN).tokens, self.cfg.max_new_tokens)
         for name, problems in rows.items():
             some = Random(0).sample(problems, min(50, len(problems)))
             requests = [self._request(row, prompt(row), sample) for row in some for sample in range(samples)]
-            tokens = min((self.template or teachers.PLAIN).tokens, self.cfg.max_new_tokens)
-            estimate = teachers.unpaid(self.endpoint, requests, samples * len(problems), tokens, self._store)
-            if estimate: due[name] = estimate
-        return due
+            bill = teachers.unpaid(self.endpoint, requests, samples * len(problems), tokens, self._store)
+            if bill: bills[name] = bill
+        return bills
 
-    def agree(self, rows: dict[str, list[dict]]): # By benchmark, the problems to be asked
+    def agree(self, rows: dict[str, list[dict]]):
         "Show what the answers will cost, and wait for a yes; raises Unconfirmed"
         teachers.confirm(self.cfg, self.due(rows), "The answers")
 
@@ -290,19 +270,13 @@ def is_teacher(cfg: Settings, student: str) -> bool:
 
 
 def backend_of(
-    cfg: Settings,
-    student: str, # A name that `locate` knows, a model at `student_url`, or `teacher_lm`
-    variant: str, # What it was trained on, or Base; HC for the teacher under the hard-coded prompt
-    seed: int = 0, # Its training seed
+    cfg: Settings, student: str, variant: str, seed: int = 0,
 ) -> Backend: # Raises InputError where they do not go together
     "What answers for a student"
     if cfg.eval_samples > 1 and not cfg.eval_temperature:
         raise InputError(f"eval_samples = {cfg.eval_samples} greedy answers to a problem are all the same: set "
                          "eval_temperature, or eval_samples = 1.")
     if is_teacher(cfg, student):
-        if variant not in ("Base", "HC"):
-            raise InputError(f"{student} is scored as it is (Base) and with the hard-coded prompt (HC), not on "
-                             f"{variant}.")
         return Api(cfg, teachers.endpoint_of(cfg, "lm"), teachers.HARD_CODED if variant == "HC" else None)
     if variant == "HC":
         raise InputError("HC is the hard-coded prompt put to teacher_lm: set evaluate_teacher = true and give the name "

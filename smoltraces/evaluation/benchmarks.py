@@ -76,14 +76,12 @@ class Benchmark:
     name: str # As in settings.ini
     title: str # For readers
     n: int | None = None # Problems it was published with; None: as many as the profile asks for
-    sealed: bool = False # Whether its text must not be shown, nor kept in plain text
-    columns: tuple[str, ...] = () # That a row must have, and fill
-    problem: Callable[[dict], Problem] | None = None # A row's problem; None: they come from the run's problems.parquet
+    sealed: bool = False # Its text must not be shown, nor kept in plain text
+    columns: tuple[str, ...] = () # That a row must fill
+    problem: Callable[[dict], Problem] | None = None # Of a row; None: they come from the run's problems.parquet
 
     @property
-    def task(self) -> str:
-        "Its name in lm-eval"
-        return f"smoltraces_{self.name}"
+    def task(self) -> str: return f"smoltraces_{self.name}" # Its name in lm-eval
 
 
 BENCHMARKS = {b.name: b for b in (
@@ -98,38 +96,34 @@ def _checked(benchmark: Benchmark, row: dict, where: str) -> Problem:
     "The problem of a row; an InputError names the row and the column, and shows nothing of what is in it"
     mend = f"mend it, or name a copy of {benchmark.title} as published."
     for column in benchmark.columns:
-        if column not in row: raise InputError(f"{where} has no column {column!r}: {mend}")
-        if row[column] is None or not str(row[column]).strip(): raise InputError(f"{where} has no {column!r}: {mend}")
+        if row.get(column) is None or not str(row[column]).strip():
+            raise InputError(f"{where} has no {'' if column in row else 'column '}{column!r}: {mend}")
     try: return replace(benchmark.problem(row), split=benchmark.name)
     except (ValueError, TypeError, AttributeError): raise InputError(f"{where} cannot be read: {mend}") from None
 
 
-def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> list[Problem]:
-    "The problems of a benchmark's files, each once"
+def _published(benchmark: Benchmark, path: Path | None, offline: bool) -> pd.DataFrame:
     problems, places = [], {}
     for file in fetch(QUESTION_SETS[benchmark.name], path, offline)[0]:
         for row in read_rows(file):
             place = f"{file.name}, row {row['__row__']},"
             problem = _checked(benchmark, row, place)
-            if problem.id in places:
-                raise InputError(f"{place} asks what {places[problem.id]} asks: remove one of them.")
-            places[problem.id] = place
-            problems.append(problem)
-    return problems
+            if (first := places.setdefault(problem.id, place)) != place:
+                raise InputError(f"{place} asks what {first} asks: remove one of them.")
+            problems.append(asdict(problem))
+    return pd.DataFrame(problems, columns=problem_schema.names)
 
 
 def load_benchmark(
     spec: str, # NAME or NAME@PATH
     problems: Path | None = None, # The run's problems.parquet, for the embedded two
-    offline: bool = True, # Whether the hub may not be asked
-    root: Path = Path(), # Where a relative PATH begins
+    offline: bool = True, root: Path = Path(), # Whether the hub may not be asked; where a relative PATH begins
 ) -> pd.DataFrame: # Columns of `problem_schema`, and `cluster`; questions and choices of a sealed one are sealed
     "The problems of a benchmark; raises InputError naming file, row and column"
     name, _, path = spec.partition("@")
     if name not in BENCHMARKS: raise InputError(f"Unknown benchmark {name!r}: {nearest(name, BENCHMARKS)}")
     benchmark, path = BENCHMARKS[name], root / Path(path).expanduser() if path else None
-    if benchmark.problem: rows = pd.DataFrame(map(asdict, _published(benchmark, path, offline)),
-                                              columns=problem_schema.names)
+    if benchmark.problem: rows = _published(benchmark, path, offline)
     elif file := path or problems:
         rows = read_parquet(file, problem_schema.names)
         rows = rows[rows["split"] == name].reset_index(drop=True)
@@ -141,17 +135,13 @@ def load_benchmark(
     return rows.assign(cluster=rows["source"].str.partition("/")[2])
 
 # %% ../../nbs/evaluation/50_benchmarks.ipynb #0b27638f
-def opened(
-    row: dict | pd.Series, # Of `load_benchmark`
-) -> dict:
+def opened(row: dict | pd.Series) -> dict:
     "The same row, its question and choices readable"
     choices = None if row["choices"] is None else [unseal(c) for c in row["choices"]]
     return {**row, "question": unseal(row["question"]), "choices": choices}
 
 
-def revision_of(
-    rows: pd.DataFrame, # Of `load_benchmark`
-) -> str: # 16 hex digits
+def revision_of(rows: pd.DataFrame) -> str: # 16 hex digits
     "What was asked, and what counts as right: the same from the hub or a file, in whatever order"
     contents = sorted((row["id"], row["question"], row["choices"], row["answer"])
                       for row in map(opened, rows.to_dict("records")))
@@ -163,18 +153,13 @@ def user_text(row: dict | pd.Series) -> str:
     return question_text(opened(row))
 
 
-def prompt(
-    row: dict | pd.Series, # Of `load_benchmark`
-) -> list[dict[str, str]]: # System and user
+def prompt(row: dict | pd.Series) -> list[dict[str, str]]: # System and user
     "The chat messages that a student answers, as in training"
     return [{"role": "system", "content": system(row)}, {"role": "user", "content": user_text(row)}]
 
 
-def score(
-    doc: dict, # A row of `load_benchmark`
-    results: list[str] | list[list[str]], # One answer, or a list of several
-) -> dict[str, float]: # {"acc": share of the answers that are right}
-    "lm-eval's `process_results`: whether the answer is right"
+def score(doc: dict, results: list[str] | list[list[str]]) -> dict[str, float]:
+    "lm-eval's `process_results`: acc, the share of the answers that are right"
     problem = Problem(**{name: value for name, value in opened(doc).items() if name in problem_schema.names})
     answers = results[:1] if isinstance(results[0], str) else results[0]
     return {"acc": sum(verify(problem, unseal(a), lenient=True) for a in answers) / len(answers)}
@@ -189,10 +174,7 @@ def _dataset(rows: pd.DataFrame):
     return Dataset(pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
 
 
-def local_problems(
-    benchmark: str,
-    **metadata, # Of lm-eval: its --metadata and the model's arguments; here the name of a benchmark is its file
-) -> dict: # {"test": datasets.Dataset}
+def local_problems(benchmark: str, **metadata) -> dict: # {"test": datasets.Dataset}
     "A benchmark's problems, for the `custom_dataset` of the task files"
     file = metadata.get(benchmark)
     rows = load_benchmark(f"{benchmark}@{file}" if file else benchmark, Path("outputs/laptop/problems.parquet"), False)
@@ -200,12 +182,7 @@ def local_problems(
 
 
 def task_config(
-    spec: str, # NAME or NAME@PATH
-    rows: pd.DataFrame, # Of `load_benchmark`
-    max_new_tokens: int,
-    samples: int = 1, # Answers to each problem
-    temperature: float = 0.0, # 0: greedy
-    top_p: float = 1.0,
+    spec: str, rows: pd.DataFrame, max_new_tokens: int, samples: int = 1, temperature: float = 0.0, top_p: float = 1.0,
 ) -> dict: # What `lm_eval.simple_evaluate(tasks=[…])` takes
     "The packaged lm-eval task of a benchmark, with these problems"
     needs("lm_eval", "eval")

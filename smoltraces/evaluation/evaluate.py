@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prediction_schema', 'PREDICTION_COLUMNS', 'Journal', 'predictions_of', 'basis', 'evaluate', 'check_predictions',
-           'prediction_files', 'read_predictions', 'disputed']
+           'prediction_files', 'read_predictions', 'disputed', 'questions']
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #db49f733
 import contextlib
@@ -30,21 +30,20 @@ from .benchmarks import BENCHMARKS, load_benchmark, opened, revision_of, seal, t
 from ..files import read_json, read_parquet, sha256, write_json, write_parquet, write_text
 from ..paper import ordered
 from ..problems.answers import Verifier, final_answer
-from ..schema import to_problems
+from ..schema import question_text, to_problems
 from ..settings import InputError, Settings, benchmark_name, needs, slug, versions
 from ..students.decoding import Answer
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c6e32d81
 class Journal:
-    "The answers to one benchmark so far"
-
+    "The answers to one benchmark so far, by problem and sample, and the seconds that they took"
     def __init__(
         self,
         file: Path,
         header: dict, # Everything the answers depend on
-        sealed: bool = False, # Whether outputs must not be readable
+        sealed: bool = False, # Outputs must not be readable
     ):
-        self.file, self.answers, self.seconds, self.sealed = Path(file), {}, 0.0, sealed # answers by problem and sample
+        self.file, self.answers, self.seconds, self.sealed = Path(file), {}, 0.0, sealed
         header, lines = json.loads(json.dumps(header)), []
         text = self.file.read_bytes() if self.file.exists() else b""
         with contextlib.suppress(ValueError): # the last line is torn where the process was killed
@@ -58,6 +57,8 @@ class Journal:
         self._out = open(file, "a", encoding="utf-8")
         self.begin()
 
+    def begin(self): self._start = time.monotonic()
+
     def _take(self, line: dict):
         answer = Answer(unseal(line["output"]), line["n_tokens"], line["truncated"])
         self.answers[line["problem_id"], line["sample"]] = answer
@@ -65,11 +66,10 @@ class Journal:
 
     def add(self, query: Query, answer: Answer):
         "Keep an answer; it is on the disk when this returns"
-        now = time.monotonic()
-        output = seal(answer.output) if self.sealed else answer.output
+        output, seconds = seal(answer.output) if self.sealed else answer.output, time.monotonic() - self._start
         line = {"problem_id": query.key[0], "sample": query.key[1], **answer._asdict(), "output": output,
-                "seconds": round(now - self._start, 4)}
-        self._start = now
+                "seconds": round(seconds, 4)}
+        self.begin()
         try:
             self._out.write(json.dumps(line) + "\n")
             self._out.flush()
@@ -80,10 +80,6 @@ class Journal:
                              "again; every answer so far is kept.") from e
         self._take(line)
 
-    def begin(self):
-        "Time runs from here"
-        self._start = time.monotonic()
-
     def __enter__(self): return self
 
     def __exit__(self, *_):
@@ -91,11 +87,8 @@ class Journal:
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #5eab6bbd
 def _run_harness(
-    config: dict, # As `task_config` gives it
-    render: Callable[[list[dict[str, str]]], str], # Chat messages to the prompt that the backend takes
-    answer: Callable[[list[Query]], list[Answer]],
+    config: dict, render: Callable[[list[dict[str, str]]], str], answer: Callable[[list[Query]], list[Answer]],
 ) -> dict: # The harness's own scores
-    "Have lm-eval ask a task's questions"
     from lm_eval import evaluate as harness  # `simple_evaluate` describes the machine for 5 s, and seeds everything
     from lm_eval.api import task
     from lm_eval.api.model import LM
@@ -129,16 +122,14 @@ prediction_schema = pa.schema([
     ("problem_id", pa.string()), ("sample", pa.int64()), ("output", pa.string()), ("extracted", pa.string()),
     ("answer", pa.string()), ("correct", pa.bool_()), ("n_tokens", pa.int64()), ("truncated", pa.bool_()),
     ("cluster", pa.string()), ("revision", pa.string())])
+PREDICTION_COLUMNS = prediction_schema.names
+_RUN = PREDICTION_COLUMNS[:4]
 
 
 def predictions_of(
-    rows: pd.DataFrame, # Of `load_benchmark`
-    answers: dict[tuple[str, int], Answer], # By problem id and sample
-    verifier: Verifier,
-    sealed: bool = False, # Whether outputs must not be readable
-    **columns, # student, variant, seed, benchmark
+    rows: pd.DataFrame, answers: dict[tuple[str, int], Answer], verifier: Verifier, sealed: bool = False, **columns,
 ) -> pd.DataFrame: # Columns of `prediction_schema`, problem by problem
-    "Verified answers; an extracted letter stays readable"
+    "Verified answers; where they are sealed, an extracted letter stays readable"
     problems = {p.id: p for p in to_problems(pd.DataFrame(map(opened, rows.to_dict("records"))))}
     clusters, revision, predictions = dict(zip(rows["id"], rows["cluster"], strict=True)), revision_of(rows), []
     place = {key: i for i, key in enumerate(problems)}
@@ -151,11 +142,10 @@ def predictions_of(
         predictions.append({**columns, "problem_id": i, "sample": k, **answer._asdict(), "extracted": extracted,
                             "output": seal(answer.output) if sealed else answer.output, "answer": problems[i].answer,
                             "correct": correct, "cluster": clusters[i], "revision": revision})
-    return pd.DataFrame(predictions, columns=prediction_schema.names)
+    return pd.DataFrame(predictions, columns=PREDICTION_COLUMNS)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9cb760b
 def _code(*modules: str) -> str:
-    "Hash of some of this package's modules"
     source = b"".join((files("smoltraces") / f"{module}.py").read_bytes() for module in modules)
     return hashlib.sha256(source).hexdigest()[:16]
 
@@ -172,13 +162,11 @@ def basis(cfg: Settings, backend: Backend, config: dict, rows: pd.DataFrame, see
 
 
 def _scorer() -> dict:
-    "What decides whether an answer is right"
     return {"code": _code("problems/answers", "problems/equality"),
             "versions": versions("math-verify", "sympy", "reasoning-gym")}
 
 
 def _manifest(file: Path, basis: dict) -> dict | None: # None where there is nothing to use
-    "The manifest of a finished evaluation on the same basis"
     try: manifest = read_json(file.with_suffix(".json"))
     except InputError: return None
     usable = file.is_file() and manifest.get("basis") == basis and manifest.get("sha256") == sha256(file)
@@ -186,29 +174,27 @@ def _manifest(file: Path, basis: dict) -> dict | None: # None where there is not
 
 
 def _answers(
-    backend: Backend,
-    queries: list[Query],
-    file: Path, # Of the journal
-    header: dict,
-    title: str, # Of the bar
-    sealed: bool,
+    backend: Backend, queries: list[Query], file: Path, header: dict, title: str, sealed: bool,
 ) -> tuple[dict, float]: # Answers by problem id and sample; seconds that they took, those of killed runs included
-    "The answers, from the journal and the backend"
     if backend.durable:
         start = time.monotonic()
         return {queries[i].key: answer for i, answer in backend.answers(queries)}, time.monotonic() - start
     from tqdm.auto import tqdm
     with Journal(file, header, sealed) as journal:
-        left = [q for q in queries if q.key not in journal.answers]
-        if left: backend.load()
+        todo = [q for q in queries if q.key not in journal.answers]
+        if todo: backend.load()
         journal.begin()
-        with tqdm(total=len(queries), initial=len(queries) - len(left), desc=title, unit=" answers") as bar:
-            for i, answer in backend.answers(left) if left else ():
-                journal.add(left[i], answer)
+        with tqdm(total=len(queries), initial=len(queries) - len(todo), desc=title, unit=" answers") as bar:
+            for i, answer in backend.answers(todo) if todo else ():
+                journal.add(todo[i], answer)
                 bar.update()
     return journal.answers, journal.seconds
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #96c0dcd2
+def _file(cfg: Settings, student: str, variant: str, seed: int, benchmark: str) -> Path:
+    return cfg.path("predictions", slug(student), variant, f"seed-{seed}", f"{benchmark}.parquet")
+
+
 class _Task(NamedTuple):
     "A benchmark that is to be answered"
     title: str # For readers
@@ -219,29 +205,28 @@ class _Task(NamedTuple):
     file: Path # Of the predictions
     columns: dict # student, variant, seed, benchmark: what the predictions begin with
 
+
 def _task(cfg: Settings, backend: Backend, spec: str, student: str, variant: str, seed: int) -> _Task:
-    rows = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg.root)
+    rows, name = load_benchmark(spec, cfg.path("problems.parquet"), cfg.offline, cfg.root), benchmark_name(spec)
     config = task_config(spec, rows, cfg.max_new_tokens, cfg.eval_samples, cfg.eval_temperature, cfg.eval_top_p)
-    name = benchmark_name(spec)
-    file = cfg.path("predictions", slug(student), variant, f"seed-{seed}", f"{name}.parquet")
-    columns = {"student": student, "variant": variant, "seed": seed, "benchmark": name}
+    columns = dict(zip(_RUN, (student, variant, seed, name), strict=True))
     title = f"{student.rpartition('/')[2]} {variant}, {BENCHMARKS[name].title}"
-    return _Task(title, BENCHMARKS[name].sealed, rows, config, basis(cfg, backend, config, rows, seed), file, columns)
+    return _Task(title, BENCHMARKS[name].sealed, rows, config, basis(cfg, backend, config, rows, seed),
+                 _file(cfg, *columns.values()), columns)
 
 
 def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
     sealed, file, answers, facts = task.sealed, task.file, {}, {}
     journal = file.with_name(f".{file.stem}.answers.jsonl")
     if old := _manifest(file, task.basis): # only the scorer is another one
-        rows = read_parquet(file, prediction_schema.names).itertuples()
+        rows = read_parquet(file, PREDICTION_COLUMNS).itertuples()
         answers = {(r.problem_id, r.sample): Answer(unseal(r.output), r.n_tokens, r.truncated) for r in rows}
         facts = {"prompts": old["prompts"], "run": old["run"]}
 
     def answer(queries: list[Query]) -> list[Answer]:
         if not answers:
             prompts = hashlib.sha256("\0".join(q.prompt for q in queries).encode()).hexdigest()[:16]
-            header = {**task.basis, "prompts": prompts}
-            every, seconds = _answers(backend, queries, journal, header, task.title, sealed)
+            every, seconds = _answers(backend, queries, journal, {**task.basis, "prompts": prompts}, task.title, sealed)
             answers.update({q.key: every[q.key] for q in queries})
             tokens = sum(a.n_tokens for a in answers.values())
             run = {**backend.facts(), "answers": len(answers), "tokens": tokens, "seconds": round(seconds, 1),
@@ -259,13 +244,8 @@ def _evaluate(backend: Backend, task: _Task, verifier: Verifier):
     journal.unlink(missing_ok=True)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #1a299f04
-def evaluate(
-    cfg: Settings,
-    student: str, # A name that `locate` knows, a model at `cfg.student_url`, or `cfg.teacher_lm`
-    variant: str, # What it was trained on, or "Base"; "HC" for the teacher with the hard-coded prompt
-    seed: int = 0, # Its training seed
-) -> pd.DataFrame: # Prediction rows of all `cfg.benchmarks`, also written to predictions/
-    "Answer every benchmark with one student; what is there already is not asked again"
+def evaluate(cfg: Settings, student: str, variant: str, seed: int = 0) -> pd.DataFrame:
+    "Answer all of `cfg.benchmarks`; what is in predictions/ already is not asked again"
     needs("lm_eval", "eval")
     holes = []
     with contextlib.closing(backend_of(cfg, student, variant, seed)) as backend, Verifier() as verifier:
@@ -276,41 +256,32 @@ def evaluate(
             try: _evaluate(backend, task, verifier)
             except Unanswered as e: holes.append(e) # the other benchmarks can still be answered
     if holes: raise holes[0]
-    return pd.concat([read_parquet(t.file, prediction_schema.names) for t in tasks], ignore_index=True)
+    return pd.concat([read_parquet(t.file, PREDICTION_COLUMNS) for t in tasks], ignore_index=True)
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #c9530cf7
-PREDICTION_COLUMNS = prediction_schema.names
-_RUN = ["student", "variant", "seed", "benchmark"]
-
-
-_of = "The predictions of {}, {}, seed {}, on {}".format
-
-
 def _check_benchmark(rows: pd.DataFrame):
-    "An InputError where the rows of one benchmark do not belong together"
-    runs = rows.groupby(_RUN, sort=False)
+    runs, of = rows.groupby(_RUN, sort=False), "The predictions of {}, {}, seed {}, on {}".format
     if (twice := rows.duplicated([*_RUN, "problem_id", "sample"])).any():
         row = rows[twice].iloc[0]
-        raise InputError(f"{_of(*row[_RUN])} hold problem {row.problem_id}, sample {row['sample']}, twice: delete that "
+        raise InputError(f"{of(*row[_RUN])} hold problem {row.problem_id}, sample {row['sample']}, twice: delete that "
                          "file and evaluate again.")
     usual = rows.revision.mode()[0]
     if len(other := rows[rows.revision != usual]):
-        raise InputError(f"{_of(*other.iloc[0][_RUN])} are of its revision {other.revision.iloc[0]}, others of "
+        raise InputError(f"{of(*other.iloc[0][_RUN])} are of its revision {other.revision.iloc[0]}, others of "
                          f"{usual}: evaluate all on one of them.")
     n, sizes = rows.problem_id.nunique(), runs.problem_id.nunique()
     if (sizes < n).any():
-        raise InputError(f"{_of(*sizes.idxmin())} lack {n - sizes.min()} of the {n} problems that others answered: "
+        raise InputError(f"{of(*sizes.idxmin())} lack {n - sizes.min()} of the {n} problems that others answered: "
                          "evaluate it again.")
     samples = runs.size() / n
     if (other := samples[samples != samples.mode()[0]]).size:
-        raise InputError(f"{_of(*other.index[0])} hold {other.iloc[0]:g} answers a problem, others "
+        raise InputError(f"{of(*other.index[0])} hold {other.iloc[0]:g} answers a problem, others "
                          f"{samples.mode()[0]:g}: evaluate all with one eval_samples.")
 
 
 def check_predictions(
     predictions: pd.DataFrame,
-    variants: Sequence[str] = (), # Labels that must occur
-    benchmarks: Sequence[str] = (), # The same
+    variants: Sequence[str] = (), benchmarks: Sequence[str] = (), # Labels that must occur
 ) -> None: # Raises InputError naming the student, variant, seed and benchmark, and the mend
     "Whether the rows may be averaged: each answer once, one revision of a benchmark, the same problems for all"
     if lacking := [c for c in PREDICTION_COLUMNS if c not in predictions and c not in ("output", "answer")]:
@@ -324,7 +295,7 @@ def check_predictions(
 
 # %% ../../nbs/evaluation/52_evaluate.ipynb #cc15256e
 def prediction_files(
-    cfg: Settings, # Names the folder and the students, variants, seeds and benchmarks
+    cfg: Settings,
     of: str = "students", # Or "teacher"
 ) -> dict[tuple[str, str, int, str], Path]: # By student, variant, seed and benchmark, there or not
     "The files that a run's settings ask for"
@@ -333,8 +304,7 @@ def prediction_files(
     else: # Base is not trained: it is evaluated once
         trained = [("Base", 0), *((variant, seed) for variant in cfg.variants for seed in cfg.seeds)]
         runs = [(student, *run) for student in cfg.students for run in trained]
-    return {(*run, name): cfg.path("predictions", slug(run[0]), run[1], f"seed-{run[2]}", f"{name}.parquet")
-            for run in runs for name in cfg.benchmark_names}
+    return {(*run, name): _file(cfg, *run, name) for run in runs for name in cfg.benchmark_names}
 
 
 def _read_run(file: Path, run: tuple) -> pd.DataFrame:
@@ -362,11 +332,22 @@ def read_predictions(
     return rows
 
 
-def disputed(
-    predictions: pd.DataFrame, # Prediction rows of one benchmark
-) -> pd.DataFrame: # One row per variant, the paper's order
+def disputed(predictions: pd.DataFrame) -> pd.DataFrame: # Of one benchmark; one row per variant, the paper's order
     "Each variant's first answer to the first problem on which they differ (the first problem, where none differ)"
     first = predictions.drop_duplicates(["variant", "problem_id"])
     differs = first.groupby("problem_id", sort=False).correct.nunique()
     rows = first[first.problem_id == differs.idxmax()].set_index("variant")
     return rows.loc[ordered(rows.index)].reset_index()
+
+# %% ../../nbs/evaluation/52_evaluate.ipynb #cc15257a
+def questions(cfg: Settings, rows: pd.DataFrame) -> dict[tuple[str, str], str]:
+    "What was asked, with lettered choices; not of a benchmark that is sealed or not on this machine"
+    texts = {}
+    for spec in cfg.benchmarks:
+        name = benchmark_name(spec)
+        ids = set(rows.problem_id[rows.benchmark == name])
+        if not ids or BENCHMARKS[name].sealed: continue
+        try: problems = load_benchmark(spec, cfg.path("problems.parquet"), True, cfg.root)
+        except InputError: continue
+        texts |= {(name, p["id"]): question_text(p) for p in problems[problems.id.isin(ids)].to_dict("records")}
+    return texts

@@ -50,13 +50,11 @@ KINDS = {claim.name: claim.kind for claim in CLAIMS}
 
 # %% ../../nbs/evidence/61_claims.ipynb #ab14beb7
 def _above(difference: float, p_holm: float) -> str:
-    "The rule for a claim that one is above the other"
     if p_holm < 0.05: return "supported" if difference > 0 else "refused"
     return "undecided"
 
 
-def _comparable(low: float, high: float, eq_p: float, margin: float) -> str:
-    "The rule for a claim that two are comparable, from the 95% interval, TOST's p and the margin"
+def _comparable(low: float, high: float, eq_p: float, margin: float) -> str: # The 95% interval, TOST's p
     if eq_p < 0.05: return "supported"
     return "refused" if low > margin or high < -margin else "undecided"
 
@@ -76,12 +74,8 @@ def _style_gap(claim: Claim, table: pd.DataFrame, n_boot: int, seed: int) -> lis
     return [claim.variant, claim.reference, both.shape[1], gap, low, high, p, (high - low) / 2 * (1 + 1 / 1.96)]
 
 
-def style_gaps(
-    style: pd.DataFrame | None, # style/students.parquet; None: it was not measured
-    n_boot: int = 10_000,
-    seed: int = 0,
-) -> pd.DataFrame: # As `statistics.comparisons`, of style scores; raises InputError where a column lacks
-    "The pairs of the style claims, for every student and benchmark"
+def style_gaps(style: pd.DataFrame | None, n_boot: int, seed: int) -> pd.DataFrame: # As `statistics.comparisons`
+    "The pairs of the style claims, for every student and benchmark; raises InputError where a column lacks"
     if style is None: style = pd.DataFrame(columns=_style_columns)
     if lacking := [c for c in _style_columns if c not in style]:
         raise InputError(f"The style of the students lacks {', '.join(lacking)}: run 2_analyse_traces again.")
@@ -99,14 +93,13 @@ JUDGED = ["claim", "sentence", "grade", "student", "benchmark", "verdict", "esti
 
 
 def _judge_claim(claim: Claim, student: str, benchmark: str, pair: dict | None, cell: str) -> dict:
-    "One verdict, from what `comparisons` says of this claim's pair if that was run"
     row = {"claim": claim.name, "sentence": claim.sentence, "grade": claim.grade, "student": student,
            "benchmark": benchmark, "verdict": "not run", "cell": cell}
     if pair is None: return row
     row |= {"estimate": pair["difference"], **{k: pair[k] for k in ("low", "high", "n", "detectable")}}
     if claim.kind == "equivalent":
-        ends = (pair["low"], pair["high"], pair["eq_p"], pair["margin"])
-        return row | {"verdict": _comparable(*ends), "p": pair["eq_p"]}
+        verdict = _comparable(pair["low"], pair["high"], pair["eq_p"], pair["margin"])
+        return row | {"verdict": verdict, "p": pair["eq_p"]}
     return row | {"verdict": _above(pair["difference"], pair["p_holm"]), "p": pair["p"], "p_holm": pair["p_holm"]}
 
 
@@ -119,22 +112,20 @@ def judge(
     comparisons: pd.DataFrame, # From `statistics.comparisons`; rows of the teacher (variant HC) may be among them
     style: pd.DataFrame | None = None, # style/students.parquet: student, variant, seed, benchmark, id, style_score, …
     teacher: pd.DataFrame | None = None, # From `statistics.comparisons`, of the teacher
-    n_boot: int = 10_000, # For the differences in style
-    seed: int = 0,
+    n_boot: int = 10_000, seed: int = 0, # For the differences in style
 ) -> pd.DataFrame: # One row per claim, student and benchmark; numbers are NaN where it was not run
     "The verdict on every claim: supported, refused, undecided or not run"
     own = comparisons.variant == "HC"
     students, teacher = comparisons[~own], comparisons[own] if teacher is None else teacher
-    sources = {"above": (students, "comparisons"), "style": (style_gaps(style, n_boot, seed), "style"),
-               "equivalent": (students, "comparisons"), "teacher": (teacher, "teacher")}
+    sources = {"style": (style_gaps(style, n_boot, seed), "style"), "teacher": (teacher, "teacher")}
     rows = []
     for claim in CLAIMS:
-        pairs, cell = sources[claim.kind]
+        pairs, cell = sources.get(claim.kind, (students, "comparisons"))
         by_pair = pairs.set_index(["variant", "reference", "student", "benchmark"]).to_dict("index")
-        where = teacher if claim.kind == "teacher" else students
-        places = dict.fromkeys(zip(where.student, where.benchmark, strict=True))
+        where, nobody = (teacher, "teacher") if claim.kind == "teacher" else (students, "")
+        places = dict.fromkeys(zip(where.student, where.benchmark, strict=True)) or [(nobody, "")]
         rows += [_judge_claim(claim, *place, by_pair.get((claim.variant, claim.reference, *place)), cell)
-                 for place in places or [("teacher" if claim.kind == "teacher" else "", "")]]
+                 for place in places]
     return _table(rows)
 
 # %% ../../nbs/evidence/61_claims.ipynb #c9e54d66
@@ -158,10 +149,8 @@ def _unpaired(right: int, others: int, n: int, margin: float) -> dict:
             "eq_p": ndtr((abs(centre) - margin) / error), "detectable": (1.96 + 0.842) * error}
 
 
-def published_claims(
-    margin: float = 0.05, # A share: the difference that is still called comparable
-) -> pd.DataFrame: # The columns of `judge`, cell "published"; claims whose figures are not known are left out
-    "The same rules on the paper's own figures, without pairing"
+def published_claims(margin: float = 0.05) -> pd.DataFrame:
+    "The same rules on the paper's own figures, without pairing, where they are known; margin: a share"
     claims = [claim for claim in CLAIMS if claim.kind != "style"]
     pairs = dict.fromkeys((claim.variant, claim.reference) for claim in claims)
     rows = [{"student": student, "benchmark": benchmark, "pair": pair,

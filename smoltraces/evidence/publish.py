@@ -25,24 +25,20 @@ from ..style.viewer import source
 
 # %% ../../nbs/evidence/64_publish.ipynb #ceb033b1
 def checked_manifest(cfg: Settings) -> dict: # Raises InputError naming a file that is not what the manifest describes
-    "Read `data/manifest.json`, and compare its hashes and counts with the files beside it"
+    "Read `data/manifest.json`, and compare its hashes with the files beside it"
     manifest = read_json(cfg.path("data", "manifest.json"))
-    variants = manifest.get("variants") if isinstance(manifest, dict) else None
-    if not isinstance(variants, dict) or not variants:
+    if not manifest.get("variants"):
         raise InputError("data/manifest.json describes no variants: run the data stage again.")
-    for name, described in variants.items():
+    for name, v in manifest["variants"].items():
         file = cfg.path("data", f"{name}.parquet")
-        missing = "/" in name or not file.is_file()
-        if missing or sha256(file) != described.get("sha256"):
-            fault = f"data/{file.name} is missing" if missing else f"of another data/{file.name} (their hashes differ)"
-            raise InputError(f"data/manifest.json describes {name}, but {fault}: run the data stage again.")
+        if file.is_file() and sha256(file) == v.get("sha256"): continue
+        raise InputError(f"data/manifest.json describes {name}, but data/{file.name} is missing or another (their "
+                         "hashes differ): run the data stage again.")
     return manifest
 
 # %% ../../nbs/evidence/64_publish.ipynb #3f4bd8f3
-def without_paths(
-    value, # Anything that JSON knows
-): # The same, with `omni.jsonl` for `/home/ana/omni.jsonl` and no credentials in URLs
-    "Texts with the folders of absolute paths cut off, wherever they stand in the value"
+def without_paths(value): # Anything that JSON knows
+    "The same, with `omni.jsonl` for `/home/ana/omni.jsonl` in its texts, and no credentials in URLs"
     if isinstance(value, dict): return {without_paths(k): without_paths(v) for k, v in value.items()}
     if isinstance(value, list): return [without_paths(v) for v in value]
     if not isinstance(value, str): return value
@@ -58,10 +54,8 @@ def _cell(value) -> str:
     return re.sub(r"([\\|<>*_\[\]`#])", r"\\\1", " ".join(text.split()))
 
 
-def markdown_table(
-    rows: list[dict],
-) -> str: # Nothing where there are no rows
-    "A Markdown table of records: a column for each key"
+def markdown_table(rows: list[dict]) -> str:
+    "A Markdown table of records: a column for each key; nothing where there are no rows"
     if not rows: return ""
     names = list(dict.fromkeys(name for row in rows for name in row))
     lines = [names, ["---"] * len(names), *([row.get(name) for name in names] for row in rows)]
@@ -74,11 +68,8 @@ def _corpora(cfg: Settings) -> list[dict]:
     return without_paths(read_json(file).get("corpora") or []) if file.is_file() else []
 
 
-def source_rows(
-    cfg: Settings,
-    variant: str, # Any: all variants share their problems
-) -> list[dict]: # source, domain, rows, licence of the source; the largest first
-    "Where the problems come from"
+def source_rows(cfg: Settings, variant: str) -> list[dict]: # source, domain, rows, licence of the source
+    "Where the problems come from, which all variants share; the largest source first"
     from smoltraces.problems.corpora import CORPORA
     from smoltraces.traces.published import TRACE_SETS
     licences = {name: corpus.licence for name, corpus in (CORPORA | TRACE_SETS).items()} | {
@@ -91,15 +82,10 @@ def source_rows(
             for name, domain, n in counts.itertuples(index=False)]
 
 # %% ../../nbs/evidence/64_publish.ipynb #9d6caaa6
-def _default(variants: dict) -> str: return "ST" if "ST" in variants else next(iter(variants))
-
-
-def _head(cfg: Settings, variants: dict, sources: list[dict]):
-    "The card's YAML, as `huggingface_hub` keeps it"
+def _head(cfg: Settings, variants: dict, sources: list[dict], default: str):
     from huggingface_hub import DatasetCardData
     rows = len(variants) * sum(row["rows"] for row in sources)
-    size = next(name for limit, name in ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (9e99, "n>100K"))
-                if rows < limit)
+    size = "n<1K" if rows < 1e3 else "1K<n<10K" if rows < 1e4 else "10K<n<100K" if rows < 1e5 else "n>100K"
     programs = all(str(v.get("teacher")).startswith(("embedded/", "reference")) for v in variants.values())
     own = programs and {row["licence of the source"] for row in sources} == {"Apache-2.0"}
     licence = {"license": "apache-2.0"} if own else {
@@ -108,39 +94,31 @@ def _head(cfg: Settings, variants: dict, sources: list[dict]):
         **licence, pretty_name=f"SmolTraces ({cfg.profile})", language=["en"], task_categories=["text-generation"],
         size_categories=[size], tags=["reasoning", "distillation", "chain-of-thought", "synthetic"],
         configs=[{"config_name": v, "data_files": [{"split": "train", "path": f"data/{v}/train.parquet"}]} |
-                 ({"default": True} if v == _default(variants) else {}) for v in variants])
+                 ({"default": True} if v == default else {}) for v in variants])
 
 # %% ../../nbs/evidence/64_publish.ipynb #b8bb6d89
-def _funnel(manifest: dict, corpora: list[dict]) -> dict:
-    "From problems to rows: what was read of each corpus, and what each filter left"
-    columns = ("corpus", "hub", "revision", "rows", "dropped", "removed", "kept", "sampled")
-    funnel = manifest.get("funnel") or manifest.get("filters") or []
-    if isinstance(funnel, dict): funnel = [{"step": k, "problems": v} for k, v in funnel.items()]
-    return {"corpora": [{k: c[k] for k in columns if k in c} for c in corpora], "funnel": funnel,
-            "dropped": sum((Counter(c.get("dropped")) for c in corpora), Counter())}
-
-
 def _teachers(variants: dict) -> list[str]: return sorted({str(v.get("teacher")) for v in variants.values()})
 
 
-def card(
-    cfg: Settings,
-    repo_id: str = "USER/NAME", # Shown in the lines that load it
-) -> str: # Raises InputError as `checked_manifest` does
+def card(cfg: Settings, repo_id: str = "USER/NAME") -> str: # Raises InputError as `checked_manifest` does
     "The dataset card, made from the run's own records"
     from huggingface_hub import DatasetCard
-    manifest = without_paths(checked_manifest(cfg))
+    manifest, corpora = without_paths(checked_manifest(cfg)), _corpora(cfg)
     variants, teachers = manifest["variants"], _teachers(manifest["variants"])
     sources = source_rows(cfg, next(iter(variants)))
+    default = "ST" if "ST" in variants else next(iter(variants))
+    columns = ("corpus", "hub", "revision", "rows", "dropped", "removed", "kept", "sampled")
     return str(DatasetCard.from_template(
-        _head(cfg, variants, sources), template_str=str(source("evidence/card.md")), cell=_cell, table=markdown_table,
-        profile=cfg.profile, repo_id=repo_id, default=_default(variants), system=SYSTEM, meaning=MEANING,
+        _head(cfg, variants, sources, default), template_str=str(source("evidence/card.md")), cell=_cell,
+        table=markdown_table, profile=cfg.profile, repo_id=repo_id, default=default, system=SYSTEM, meaning=MEANING,
         variants=variants, sources=sources, teachers=teachers,
         cost=sum(float(v.get("cost_usd") or 0) for v in variants.values()),
         programs=[t for t in teachers if t.startswith("embedded/")],
         models=[t for t in teachers if not t.startswith("embedded/") and t not in ("reference answer", "published")],
         versions=", ".join(f"{name} {v}" for name, v in (manifest.get("versions") or {}).items()),
-        **_funnel(manifest, _corpora(cfg)))) + "\n"
+        funnel=manifest.get("funnel") or [{"step": k, "problems": v} for k, v in manifest.get("filters", {}).items()],
+        corpora=[{k: c[k] for k in columns if k in c} for c in corpora],
+        dropped=sum((Counter(c.get("dropped")) for c in corpora), Counter()))) + "\n"
 
 # %% ../../nbs/evidence/64_publish.ipynb #5a90c4a0
 def _licence_notes(cfg: Settings, manifest: dict) -> str:
@@ -157,12 +135,8 @@ def _licence_notes(cfg: Settings, manifest: dict) -> str:
         trace_sets=[{"set": s.name, "hub": s.hub, "licence": s.licence} for s in sets])
 
 
-def stage(
-    cfg: Settings,
-    folder: str | Path, # Made, or replaced where an earlier stage made it
-    repo_id: str = "USER/NAME", # Shown in the card
-) -> Path: # The folder; raises InputError where it holds something else, or as `checked_manifest` does
-    "Write the dataset repository of a run's variants into a local folder"
+def stage(cfg: Settings, folder: str | Path, repo_id: str = "USER/NAME") -> Path:
+    "Write a run's dataset repository into a folder; raises InputError where it holds something else, or as `card` does"
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder / "manifest.json").is_file()):
         raise InputError(f"{folder.name} exists and is no staged data set: name another folder for it.")
@@ -177,43 +151,34 @@ def stage(
     return folder
 
 # %% ../../nbs/evidence/64_publish.ipynb #d3e7dcb6
-def _check_config(table, file: Path, first: list[str]):
-    "A config as `datasets` read it against its file, and against the problems of the first config"
-    name, ids = file.parent.name, table["id"][:]
-    same = ids == pq.read_table(file, columns=["id"])["id"].to_pylist()
-    if table.column_names != trace_schema.names or not same or set(table["variant"][:]) != {name}:
-        raise InputError(f"datasets does not read data/{name}/train.parquet as it was written: stage it again.")
-    if ids != first:
-        raise InputError(f"{name} holds other problems than the variants before it: run the data stage again.")
-
-
-def reload(
-    folder: str | Path, # As `stage` writes it
-) -> dict[str, int]: # Rows by config; raises InputError where `datasets` reads something else than was staged
-    "Load every config of a staged repository with `datasets`, and compare it with its file"
+def reload(folder: str | Path) -> dict[str, int]: # Rows by config
+    "Load every config of a staged repository with `datasets`; an InputError where that reads what was not staged"
     import datasets
-    from datasets.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
-    folder, tables, bars = Path(folder), {}, is_progress_bar_enabled()
+    from datasets.utils.logging import disable_progress_bar, enable_progress_bar
+    folder, tables = Path(folder), {}
     disable_progress_bar()
     try:
         with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
             for file in sorted(folder.glob("data/*/train.parquet")):
                 name = file.parent.name
-                tables[name] = datasets.load_dataset(str(folder), name, split="train", cache_dir=cache)
-                _check_config(tables[name], file, next(iter(tables.values()))["id"][:])
+                table = datasets.load_dataset(str(folder), name, split="train", cache_dir=cache)
+                tables[name] = table.select_columns(["id", "variant"]).to_pandas()
+                if set(tables[name].variant) != {name} or table.column_names != trace_schema.names:
+                    raise InputError(f"datasets does not read data/{name} as it was written: stage it again.")
+                if not tables[name].id.equals(next(iter(tables.values())).id):
+                    raise InputError(f"{name} holds other problems than the variants before it: build the data again.")
             return {name: len(table) for name, table in tables.items()}
     except InputError: raise
     except (ValueError, pa.ArrowInvalid, datasets.exceptions.DatasetsError) as e:
         raise InputError(f"datasets cannot load {folder.name} ({type(e).__name__}): stage it again.") from None
-    finally:
-        if bars: enable_progress_bar()
+    finally: enable_progress_bar()
 
 # %% ../../nbs/evidence/64_publish.ipynb #1c46c4ca
 def publish(
     cfg: Settings,
     repo_id: str, # e.g. ana/smoltraces-laptop
     private: bool = True,
-    token_name: str = "HF_TOKEN", # Environment variable that holds a token with write access
+    token_name: str = "HF_TOKEN", # Environment variable with a token that may write
 ) -> str: # The address of the commit
     "Stage a run's variants, reload them, and push them as a dataset repository; an InputError says why not"
     if cfg.offline:

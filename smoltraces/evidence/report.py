@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['OUTCOMES', 'MOST', 'HEAD', 'TAIL', 'notebook_cells', 'claims_section', 'public', 'data_section', 'all_files',
-           'answered', 'choose', 'read_outputs', 'questions', 'excerpts', 'settings_table', 'stage_records',
-           'evaluations', 'made_section', 'not_run', 'report']
+           'answered', 'choose', 'read_outputs', 'excerpts', 'settings_table', 'stage_records', 'evaluations',
+           'made_section', 'not_run', 'report']
 
 # %% ../../nbs/evidence/65_report.ipynb #89194007
 import configparser
@@ -13,16 +13,14 @@ import json
 import re
 from base64 import b64encode
 from pathlib import Path
-from random import Random
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
-from ..evaluation.benchmarks import BENCHMARKS, load_benchmark
-from ..evaluation.evaluate import prediction_files
-from .claims import CLAIMS, KINDS
-from .figures import FIGURES, cut
+from ..evaluation.benchmarks import BENCHMARKS
+from ..evaluation.evaluate import prediction_files, questions
+from .claims import CLAIMS
+from .figures import FIGURES
 from .publish import without_paths
 from smoltraces.evidence.tables import (
     TITLES,
@@ -38,88 +36,59 @@ from smoltraces.evidence.tables import (
 from ..files import read_json, read_parquet, scrub, sha256, visible, write_text
 from ..paper import CITATION, MEANING, VARIANTS
 from ..problems.selection import funnel
-from ..schema import question_text
-from ..settings import InputError, Settings, benchmark_name, find_settings
+from ..settings import Settings, find_settings
 from ..style.measure import PIVOT_TYPES, STAGES, measure
 from ..style.viewer import fill, laid_out
 
 # %% ../../nbs/evidence/65_report.ipynb #ad90efea
-def notebook_cells(
-    cfg: Settings,
-    notebook: str = "5_figures",
-) -> dict[str, tuple[str, str]]: # By tag: the cell's id, and the heading that it stands under
-    "The tagged cells of an experiment notebook"
+def _json(file: Path) -> dict: return read_json(file) if file.is_file() else {}
+
+
+def notebook_cells(cfg: Settings, notebook: str = "5_figures") -> dict[str, tuple[str, str]]:
+    "The tagged cells of an experiment notebook: by tag the cell's id, and the heading that it stands under"
     source = cfg.root / "nbs" / "experiments" / f"{notebook}.ipynb" # papermill keeps its cells' ids
     if not source.is_file(): source = cfg.path("notebooks", f"{notebook}.ipynb")
     cells, heading = {}, ""
-    for cell in read_json(source)["cells"] if source.is_file() else []:
+    for cell in _json(source).get("cells", []):
         if cell["cell_type"] == "markdown":
             heading = [heading, *re.findall(r"^#+ (.+)$", "".join(cell["source"]), re.M)][-1]
         for tag in cell.get("metadata", {}).get("tags", []): cells[tag] = cell.get("id", ""), heading
     return cells
 
-
-def _line(row, end: float, margin: float) -> dict | None:
-    "Where the estimate, its interval and the margin lie on a drawn axis from -end to end, 200 units long"
-    if pd.isna(row.estimate): return None
-    def x(value): return f"{100 + 96 * min(max(value / end, -1), 1):.1f}"
-    return {"at": x(row.estimate), "ends": None if pd.isna(row.low) else (x(row.low), x(row.high)),
-            "band": (x(-margin), f"{192 * min(margin / end, 1):.1f}") if margin else None}
-
 # %% ../../nbs/evidence/65_report.ipynb #ee13aece
-def claims_section(
-    claims: pd.DataFrame, # From `claims.judge`
-    shown: pd.DataFrame, # `tables.claims_table` of it
-    cfg: Settings,
-) -> dict: # What the template's `claims` shows: claims (each with its rows), totals by verdict, margin in points, cells
-    "The verdicts, claim by claim"
-    totals, style = claims.verdict.value_counts(), claims.claim.map(KINDS) == "style"
-    far = claims[["low", "high", "estimate"]].astype(float).abs().max(axis=1).groupby(style).max().fillna(0)
-    several = claims.student.nunique() > 1 + (len(cfg.students) == 1 and "teacher" in set(claims.student))
-    sections = []
+def claims_section(claims: pd.DataFrame, texts: pd.DataFrame, cfg: Settings) -> dict: # For the template's `claims`
+    "The verdicts, claim by claim; texts: `tables.claims_table` of them"
+    several, sections = claims.groupby("claim").student.nunique().max() > 1, []
     for claim in CLAIMS:
-        margin = cfg.equivalence / 100 * (claim.kind == "equivalent")
-        points = {"spec": ".2f"} if claim.kind == "style" else {"spec": ".1f", "scale": 100}
-        rows = [{**shown.loc[row.Index], "student": student_label(row.student) if several else "",
+        scale = {"spec": ".2f"} if claim.kind == "style" else {"spec": ".1f", "scale": 100}
+        rows = [{**texts.loc[row.Index], "student": student_label(row.student) if several else "",
                  "p": chance(row.p) + (f" ({chance(row.p_holm)})" if pd.notna(row.p_holm) else ""),
-                 "detectable": number(row.detectable, **points), # scores and accuracies have axes of their own
-                 "line": _line(row, max(far.get(claim.kind == "style", 0), margin, 1e-9), margin)}
+                 "detectable": number(row.detectable, **scale)}
                 for row in claims[claims.claim == claim.name].itertuples()]
-        if rows: sections.append({"sentence": claim.sentence, "grade": claim.grade, "rows": rows,
-                                  "pair": f"{claim.variant} minus {claim.reference}, "})
+        if rows: sections.append({"claim": claim, "rows": rows})
     return {"claims": sections, "margin": f"{cfg.equivalence:g}", "cells": notebook_cells(cfg),
-            "summary": f"{count(len(claims), 'test')} of {count(claims.claim.nunique(), 'claim')}",
-            "totals": {v: int(totals[v]) for v in ("supported", "refused", "undecided", "not run") if v in totals}}
+            "totals": claims.verdict.value_counts().to_dict()}
 
 # %% ../../nbs/evidence/65_report.ipynb #1555a1c8
 def public(value, root: Path = Path()) -> str:
     "A setting or a manifest's entry without machine paths, credentials and the environment's secrets"
     if isinstance(value, (list, tuple)): return ", ".join(public(v, root) for v in value) or "none"
-    shown = without_paths(scrub(str(value), root.absolute())) if isinstance(value, str) else str(value)
-    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", shown)
-
-
-def _json(file: Path) -> dict: return read_json(file) if file.is_file() else {}
+    text = without_paths(scrub(str(value), root.absolute())) if isinstance(value, str) else str(value)
+    return re.sub(r"(://[^\s?]*)\?\S*", r"\1", text)
 
 
 def data_section(cfg: Settings) -> dict: # Frames, None where the run has none: seeds (and seeds_note), steps, sets
     "The funnel from seed problems to training rows"
-    seeds = steps = sets = None
-    if cfg.path("problems", "funnel.json").is_file(): seeds = funnel(cfg).reset_index()
     manifest = _json(cfg.path("data", "manifest.json"))
-    if manifest.get("funnel"):
-        steps = pd.DataFrame(manifest["funnel"])
-        domains = steps.columns.difference(["step", "problems"])
-        if len(domains) == 1: steps = steps.drop(columns=domains)
-    if variants := manifest.get("variants"):
-        sets = pd.DataFrame([{
-            "training set": name, "what": MEANING.get(name, ""), "teacher": public(v.get("teacher", "–")),
-            "prompt": v.get("prompt", "–"), "asked": v.get("asked"), "usable": v.get("usable"),
-            "dropped": ", ".join(f"{why} {n:,}" for why, n in (v.get("dropped") or {}).items()) or "none",
-            "rows": v.get("rows")} for name, v in variants.items()])
+    sets = [{"training set": name, "what": MEANING.get(name, ""), "teacher": public(v.get("teacher", "–")),
+             "prompt": v.get("prompt", "–"), "asked": v.get("asked"), "usable": v.get("usable"),
+             "dropped": ", ".join(f"{why} {n:,}" for why, n in (v.get("dropped") or {}).items()) or "none",
+             "rows": v.get("rows")} for name, v in manifest.get("variants", {}).items()]
     note = ("Rows of each corpus, and what became of them." if cfg.source == "corpora" else
             "Problems drawn from each family, and repeats that were drawn again.")
-    return {"seeds": seeds, "seeds_note": note, "steps": steps, "sets": sets}
+    return {"seeds": funnel(cfg).reset_index() if cfg.path("problems", "funnel.json").is_file() else None,
+            "seeds_note": note, "steps": pd.DataFrame(manifest["funnel"]) if manifest.get("funnel") else None,
+            "sets": pd.DataFrame(sets) if sets else None}
 
 # %% ../../nbs/evidence/65_report.ipynb #4b80b00b
 OUTCOMES = ("right", "wrong", "cut off")
@@ -131,9 +100,7 @@ def all_files(cfg: Settings) -> dict[tuple, Path]: # By student, variant, seed a
     return prediction_files(cfg) | prediction_files(cfg, "teacher")
 
 
-def answered(
-    cfg: Settings,
-) -> pd.DataFrame: # student, variant, seed, benchmark, file, row (in the file), problem_id, sample, outcome
+def answered(cfg: Settings) -> pd.DataFrame: # With file, row (in the file) and outcome
     "Every answer that may be shown, and how it came out; answers to sealed benchmarks may not"
     parts = []
     for (student, variant, seed, benchmark), file in all_files(cfg).items():
@@ -146,61 +113,39 @@ def answered(
 
 # %% ../../nbs/evidence/65_report.ipynb #090be540
 MOST = 300 # answers in a report
+_kind = ["student", "variant", "benchmark", "outcome"]
 _answer_order = ["benchmark", "problem_id", "student", "variant", "seed", "sample"]
 
 
-def _shuffled_problems(first: pd.DataFrame, seed: int) -> list[list[np.ndarray]]:
-    "For each benchmark the rows of each of its problems, problems shuffled"
-    benchmarks = []
-    for benchmark, rows in first.groupby("benchmark"):
-        problems = [own.index.to_numpy() for _, own in rows.groupby("problem_id")]
-        Random(f"{seed}-{benchmark}-excerpts").shuffle(problems)
-        benchmarks.append(problems)
-    return benchmarks
-
-
-def _take_problems(benchmarks: list[list[np.ndarray]], kind: np.ndarray, room: int) -> list[np.ndarray]:
-    "Rows of whole problems, a benchmark after another, the rarest kinds that were not taken yet first"
-    size, counts, chosen = np.bincount(kind), np.zeros(kind.max() + 1), []
-    while any(benchmarks):
-        for problems in filter(None, benchmarks):
-            worth = (counts == 0) / size + 0.001 / (1 + counts) # then those taken least
-            gain = [worth[kind[rows]].sum() if len(rows) <= room else -1 for rows in problems]
-            if max(gain) < 0: # there is room for none of them
-                problems.clear()
-                continue
-            chosen.append(problems.pop(int(np.argmax(gain))))
-            np.add.at(counts, kind[chosen[-1]], 1)
-            room -= len(chosen[-1])
-    return chosen
-
-
-def choose(
-    index: pd.DataFrame, # From `answered`
-    most: int = MOST, # Rows
-    seed: int = 0,
-) -> pd.DataFrame: # Some of its rows, in the order shown: by benchmark, problem, student, variant
-    "A sample with every kind of answer in it, as far as there is room, and whole problems"
+def choose(index: pd.DataFrame, most: int = MOST, seed: int = 0) -> pd.DataFrame: # Rows of `answered`, as shown
+    "Whole problems by lot, the benchmarks taking turns, then one answer of every kind that is not among them"
     if index.empty: return index
     index = index.sort_values(_answer_order, ignore_index=True)
-    keys = ["student", "variant", "benchmark"]
-    kind = index.groupby([*keys, "outcome"]).ngroup().to_numpy()
-    first = index.drop_duplicates([*keys, "problem_id"]) # the lowest seed and sample
-    others = sorted(set(kind) - set(kind[first.index])) # kinds that only other seeds or samples gave
-    chosen = _take_problems(_shuffled_problems(first, seed), kind, max(most - len(others), most // 2))
-    alone = [[int(np.argmax(kind == k))] for k in others][:max(0, most - sum(map(len, chosen)))]
-    rows = index.loc[np.unique(np.concatenate([*chosen, *alone]).astype(int))]
-    ranks = {"benchmark": [*BENCHMARKS, *rows.benchmark.unique()], "variant": [*VARIANTS, "HC"]} # as in the paper
-    return rows.sort_values(_answer_order, ignore_index=True,
-                            key=lambda c: c.map(ranks[c.name].index) if c.name in ranks else c)
+    first = index.drop_duplicates([*_kind[:3], "problem_id"]) # the lowest seed and sample
+    groups = first.groupby(["benchmark", "problem_id"]).groups
+    lots = first[["benchmark", "problem_id"]].drop_duplicates().sample(frac=1, random_state=seed)
+    lots = lots.assign(turn=lots.groupby("benchmark").cumcount()).sort_values("turn", kind="stable")
+    kind, chosen = index.groupby(_kind).ngroup(), []
+    room = most - max(most // 10, kind.nunique() - kind[first.index].nunique()) # the rest is for other kinds
+    for key in zip(lots.benchmark, lots.problem_id, strict=True):
+        if len(chosen) + len(groups[key]) <= room: chosen += list(groups[key])
+    chosen += list(index[~kind.isin(kind[chosen])].drop_duplicates(_kind).index)[:most - len(chosen)]
+    ranks = {"benchmark": [*BENCHMARKS, *index.benchmark.unique()], "variant": [*VARIANTS, "HC"]} # as in the paper
+    return index.loc[chosen].sort_values(_answer_order, ignore_index=True,
+                                         key=lambda c: c.map(ranks[c.name].index) if c.name in ranks else c)
 
 # %% ../../nbs/evidence/65_report.ipynb #1b44cba1
 HEAD, TAIL = 4_500, 1_500 # characters of a long output
 
 
+def _cut(text: str) -> tuple[str, int, str]:
+    "Its beginning, how many characters are left out, its end; all of a text that fits"
+    return (text, 0, "") if len(text) <= HEAD + TAIL else (text[:HEAD], len(text) - HEAD - TAIL, text[-TAIL:])
+
+
 def _joined(text: str) -> str:
-    head, left, tail = cut(text, HEAD, TAIL)
-    return visible(f"{head} … {left:,} characters are left out here … {tail}" if left else head)
+    head, rest, tail = _cut(text)
+    return visible(f"{head} … {rest:,} characters are left out here … {tail}" if rest else head)
 
 
 def _parts(output: str) -> tuple[str, str]:
@@ -216,42 +161,23 @@ def read_outputs(chosen: pd.DataFrame) -> pd.DataFrame: # With output, extracted
              for file, rows in chosen.groupby("file", sort=False)]
     return pd.concat([chosen, pd.concat(texts)], axis=1)
 
-
-def questions(
-    cfg: Settings,
-    rows: pd.DataFrame, # benchmark, problem_id
-) -> dict[tuple[str, str], str]: # By benchmark and id; none of a benchmark that is sealed or not on this machine
-    "What was asked, with lettered choices"
-    texts = {}
-    for spec in cfg.benchmarks:
-        name = benchmark_name(spec)
-        ids = set(rows.problem_id[rows.benchmark == name])
-        if not ids or BENCHMARKS[name].sealed: continue
-        try: problems = load_benchmark(spec, cfg.path("problems.parquet"), True, cfg.root)
-        except InputError: continue
-        texts |= {(name, p["id"]): question_text(p) for p in problems[problems.id.isin(ids)].to_dict("records")}
-    return texts
-
 # %% ../../nbs/evidence/65_report.ipynb #7a9e0c52
 def _or_none(value) -> str | None: return visible(value)[:500] if isinstance(value, str) else None
 
 
 def _excerpt(row, thought: str, response: str, measures) -> dict:
-    head, left, tail = cut(thought, HEAD, TAIL)
+    head, rest, tail = _cut(thought)
     return {"student": row.student, "variant": row.variant, "seed": int(row.seed), "sample": int(row.sample),
             "outcome": OUTCOMES.index(row.outcome), "extracted": _or_none(row.extracted), "tokens": int(row.n_tokens),
             "words": int(measures.n_words), "backs": int(measures.backtracks),
             "pivots": [int(getattr(measures, f"pivots_{kind}")) for kind in PIVOT_TYPES],
             "score": None if pd.isna(measures.style_score) else round(float(measures.style_score), 3),
-            "runs": laid_out(head)["runs"], "left": left, "tail": laid_out(tail)["runs"],
+            "runs": laid_out(head)["runs"], "left": rest, "tail": laid_out(tail)["runs"],
             "response": _joined(response)}
 
 
-def excerpts(
-    cfg: Settings,
-    most: int = MOST, # Answers
-) -> dict: # What `report.js` reads: problems, rows (their answers), values of the filters, what is left out
-    "A run's sample of outputs, laid out: visible text in nested lists"
+def excerpts(cfg: Settings, most: int = MOST) -> dict:
+    "What `report.js` reads of a run's sample of outputs: problems, rows (visible text in nested lists), the filters"
     index = answered(cfg)
     chosen = choose(index, most, cfg.data_seed)
     out = {"types": PIVOT_TYPES, "stages": STAGES, "outcomes": OUTCOMES, "total": len(index),
@@ -260,8 +186,8 @@ def excerpts(
     chosen = read_outputs(chosen)
     texts, numbers = questions(cfg, chosen), {}
     halves = [_parts(str(output)) for output in chosen.output]
-    measured = measure([re.sub("[\ud800-\udfff]", "\ufffd", thought) for thought, _ in halves])
-    for row, (thought, response), measures in zip(chosen.itertuples(), halves, measured.itertuples(), strict=True):
+    style = measure([re.sub("[\ud800-\udfff]", "\ufffd", thought) for thought, _ in halves])
+    for row, (thought, response), measures in zip(chosen.itertuples(), halves, style.itertuples(), strict=True):
         key = row.benchmark, row.problem_id
         if key not in numbers:
             numbers[key] = len(numbers)
@@ -271,38 +197,36 @@ def excerpts(
     return out
 
 # %% ../../nbs/evidence/65_report.ipynb #bd43a1d0
-def settings_table(cfg: Settings) -> pd.DataFrame: # setting, value, changed (2: from the profile, 1: from [DEFAULT], 0)
-    "Every setting, with its value in the profile and in [DEFAULT] where that differs; the changed ones first"
+def settings_table(cfg: Settings) -> pd.DataFrame: # setting, value, profile, default, meaning
+    "Every setting; its value in the profile and in [DEFAULT] where that differs; the changed ones first"
     file = cfg.root / "settings.ini"
     ini = configparser.ConfigParser(interpolation=None)
     ini.read(file if file.is_file() else find_settings(), encoding="utf-8")
-    defaults, profile = ini.defaults(), dict(ini[cfg.profile]) if cfg.profile in ini else {}
-    in_profile, in_default = (Settings(**{**cfg.model_dump(), **keys}).model_dump() for keys in (profile, defaults))
+    profile = ini[cfg.profile] if cfg.profile in ini else {}
+    values, in_profile, in_default = ({key: public(value, cfg.root) for key, value in settings.model_dump().items()}
+                                      for settings in (cfg, *(Settings(**cfg.model_dump() | dict(keys))
+                                                              for keys in (profile, ini.defaults()))))
     rows = []
     for key, field in Settings.model_fields.items():
         if key in ("profile", "out"): continue
-        value = getattr(cfg, key)
-        changed = 2 if value != in_profile[key] else 1 if key not in defaults or value != in_default[key] else 0
-        rows.append({"setting": key, "value": public(value, cfg.root), "changed": changed,
-                     "profile": public(in_profile[key], cfg.root) if changed == 2 else "",
-                     "default": public(in_default[key], cfg.root) if key in defaults and changed else "",
-                     "meaning": field.description})
-    return pd.DataFrame(rows).sort_values("changed", ascending=False, kind="stable", ignore_index=True)
+        own, default = values[key] != in_profile[key], in_default[key] if key in ini.defaults() else "none"
+        rows.append({"setting": key, "value": values[key], "profile": in_profile[key] if own else "",
+                     "default": default if own or values[key] != default else "", "meaning": field.description,
+                     "rank": 2 * own + (values[key] != default)})
+    return pd.DataFrame(rows).sort_values("rank", ascending=False, kind="stable", ignore_index=True)
 
 
 def _settings_section(cfg: Settings) -> dict[str, pd.DataFrame]:
     rows = settings_table(cfg)
-    changed = rows[rows.changed > 0].drop(columns="changed")
+    changed = rows[rows["rank"] > 0].drop(columns="rank")
     return {"changed": changed.drop(columns=[c for c in ("profile", "default") if not changed[c].any()]),
-            "others": rows.loc[rows.changed == 0, ["setting", "value", "meaning"]],
+            "others": rows.loc[rows["rank"] == 0, ["setting", "value", "meaning"]],
             "own": pd.DataFrame([{"for": public(name), "setting": key, "value": public(value)}
                                  for name, keys in cfg.sections.items() for key, value in keys.items()])}
 
 # %% ../../nbs/evidence/65_report.ipynb #089ef751
-def stage_records(
-    cfg: Settings,
-) -> list[dict]: # As running writes them, without the stage that writes this page
-    "What was noted of each stage"
+def stage_records(cfg: Settings) -> list[dict]:
+    "What was noted of each stage, without the one that writes this page"
     files = sorted(p for p in cfg.path("runs").glob("[!.]*.json") if not p.name.endswith(".failed.json"))
     return [r for r in map(read_json, files) if not r["stage"].startswith("5_figures")]
 
@@ -312,69 +236,47 @@ def evaluations(cfg: Settings) -> list[dict]: # student, variant, seed, benchmar
     rows = []
     for (student, variant, seed, benchmark), file in all_files(cfg).items():
         if not file.is_file(): continue
-        manifest, schema = _json(file.with_suffix(".json")), pq.read_schema(file)
-        revisions = read_parquet(file, ["revision"]).revision.unique() if "revision" in schema.names else ["–"]
+        manifest = _json(file.with_suffix(".json"))
         rows.append({"student": student_label(student), "variant": variant, "seed": seed,
-                     "benchmark": benchmark_title(benchmark), "revision": ", ".join(map(str, revisions)),
+                     "benchmark": benchmark_title(benchmark),
+                     "revision": ", ".join(read_parquet(file, ["revision"]).revision.unique()),
                      "manifest": {**manifest, **manifest.get("basis", {}), **manifest.get("run", {})}})
     return rows
 
 
 def _versions(notes: list[dict]) -> pd.DataFrame:
-    "Package versions; a package that had several in one run is marked"
-    versions: dict[str, dict[str, None]] = {}
-    for note in notes:
-        python = {k: v for k, v in note.get("machine", {}).items() if k == "python"}
-        for package, version in {**python, **note.get("versions", {})}.items():
-            versions.setdefault(package, {})[str(version)] = None
-    frame = pd.DataFrame([{"package": p, "version": " and ".join(v), "": "differs between stages" if len(v) > 1 else ""}
-                          for p, v in sorted(versions.items())])
-    return frame if frame.empty or frame[""].any() else frame.drop(columns="")
+    pairs = {pair for note in notes for pair in note.get("versions", {}).items()}
+    pairs |= {("python", note["machine"]["python"]) for note in notes if "python" in note.get("machine", {})}
+    frame = pd.DataFrame(sorted(pairs), columns=["package", "version"])
+    return frame.groupby("package", as_index=False).version.agg(" and ".join)
 
 
-def _times(runs: list[dict]) -> dict:
-    "Seconds by notebook and by stage, and the machines that they ran on"
-    machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in runs}
-    stages = pd.DataFrame([{"stage": r["stage"], "seconds": r["seconds"], "code": r["code"][:16]} for r in runs],
-                          columns=["stage", "seconds", "code"])
-    notebooks = stages.groupby(stages.stage.str.partition("-")[0].rename("notebook")) if runs else None
-    return {"stages": stages, "notebooks": notebooks and notebooks.seconds.agg(
-                stages="size", seconds="sum").round(1).reset_index(),
-            "hardware": "; ".join(", ".join(f"{k} {v}" for k, v in m.items() if v is not None)
-                                  for _, m in sorted(machines.items()))}
-
-
-def _hashes(cfg: Settings, runs: list[dict], evaluated: list[dict], data: dict) -> list[tuple[str, pd.DataFrame, str]]:
-    "Title, frame and note of each kind of hash that there is"
+def _hashes(cfg: Settings, runs: list[dict], data: dict) -> pd.DataFrame:
     hashes = {name: sha for run in runs for name, sha in run["outputs"].items()}
     hashes |= {f"data/{v['file']}": v["sha256"] for v in data.get("variants", {}).values()}
     if "problems" in data: hashes["problems.parquet"] = data["problems"]["sha256"]
     hashes |= {name: sha256(cfg.path(name)) for name in ("results.parquet", "comparisons.parquet", "claims.parquet")
                if cfg.path(name).is_file()}
-    frame = pd.DataFrame(sorted(hashes.items()), columns=["what", "sha256"])
-    weights, outputs = (frame.what.str.startswith(start) for start in ("students/", "predictions/"))
-    revisions = pd.DataFrame([{k: e[k] for k in ("benchmark", "revision")} for e in evaluated]).drop_duplicates()
-    parts = [("Data and results", frame[~weights & ~outputs], ""),
-             ("Benchmarks", revisions, "Over questions, choices and answers."),
-             ("Weights", frame[weights], ""), ("Outputs", frame[outputs], "")]
-    return [part for part in parts if len(part[1])]
+    return pd.DataFrame(sorted(hashes.items()), columns=["what", "sha256"])
 
 # %% ../../nbs/evidence/65_report.ipynb #54acbbe7
-_noted = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd") # of each evaluation
-
-
 def made_section(cfg: Settings) -> dict: # What the template's `made` shows
     "Settings, hardware and time, cost, hashes, versions"
     runs, evaluated, data = stage_records(cfg), evaluations(cfg), _json(cfg.path("data", "manifest.json"))
+    facts = ("seconds", "tokens", "device", "dtype", "backend", "batch_size", "cost_usd")
     rows = pd.DataFrame([{
-        **{k: e[k] for k in ("student", "variant", "seed", "benchmark")},
-        **{k: public(v) if isinstance(v, str) else v for k in _noted
+        **{k: v for k, v in e.items() if k != "manifest"},
+        **{k: public(v) if isinstance(v, str) else v for k in facts
            if isinstance(v := e["manifest"].get(k), (str, int, float))}} for e in evaluated])
+    stages = pd.DataFrame([{"stage": r["stage"], "seconds": r["seconds"], "code": r["code"][:16]} for r in runs])
+    machines = {json.dumps(r["machine"], sort_keys=True): r["machine"] for r in runs}
     return {
-        "settings": _settings_section(cfg), **_times(runs), "evaluations": rows,
+        "settings": _settings_section(cfg), "stages": stages, "evaluations": rows,
+        "hardware": "; ".join(", ".join(f"{k} {v}" for k, v in m.items() if v is not None)
+                              for _, m in sorted(machines.items())),
         "spent": pd.DataFrame([{"model": public(m), **v} for m, v in sorted((data.get("spent") or {}).items())]),
         "paid": float(rows.cost_usd.sum()) if "cost_usd" in rows else 0.0,
-        "hashes": _hashes(cfg, runs, evaluated, data),
+        "hashes": _hashes(cfg, runs, data),
         "commits": sorted({(r["git"]["commit"][:12], r["git"]["dirty"]) for r in runs if r.get("git")}),
         "locks": sorted({r["lock"][:12] for r in runs if r.get("lock")}),
         "versions": _versions([*runs, *(e["manifest"] for e in evaluated), data])}
@@ -389,44 +291,37 @@ def not_run(cfg: Settings) -> list[str]: # e.g. "ST-HC on MATH500, seed 1"
 
 # %% ../../nbs/evidence/65_report.ipynb #a8f0fdcf
 def _figures(cfg: Settings) -> list[dict]:
-    "Every figure that is there, as an image that holds its own data"
     files = {name: cfg.path("figures", f"{name}.svg") for name in FIGURES}
     return [{"alt": re.split(r"(?<=[.:]) ", FIGURES[name])[0], "caption": FIGURES[name],
              "svg": b64encode(file.read_bytes()).decode()} for name, file in files.items() if file.is_file()]
-
-
-def _tests(cfg: Settings, results: pd.DataFrame) -> str: # e.g. 80 of embedded and 24 of embedded, harder
-    n = results.groupby("benchmark", sort=False).n.max()
-    return and_list([f"{n[b]:,} of {benchmark_title(b)}" for b in cfg.benchmark_names if b in n] or ["none"])
 
 
 def _without_student(frame: pd.DataFrame) -> pd.DataFrame: # a student who is the only one is named in the lead
     return frame.drop(columns="student") if "student" in frame and frame.student.nunique() == 1 else frame
 
 # %% ../../nbs/evidence/65_report.ipynb #5f1d2e93
-def report(
-    cfg: Settings, # Of a run whose results.parquet is there
-    most: int = MOST, # Outputs in it
-) -> Path: # report.html; raises InputError where results.parquet is missing
+def report(cfg: Settings, most: int = MOST) -> Path: # report.html; raises InputError where results.parquet is missing
     "Write the run's page; whatever else is missing is named in it"
     results = read_parquet(cfg.path("results.parquet"))
     files = [cfg.path(f"{name}.parquet") for name in ("comparisons", "claims")]
     pairs, claims = (read_parquet(file) if file.is_file() else None for file in files)
-    shown = {} if pairs is None else tables(results, pairs, claims, cfg)
-    verdicts = shown.pop("claims", None)
+    frames = {} if pairs is None else tables(results, pairs, claims, cfg)
+    verdicts = frames.pop("claims", None)
     sample = excerpts(cfg, most)
+    n = results.groupby("benchmark", sort=False).n.max()
     labels = {"students": {s: student_label(s) for s in sorted({r["student"] for r in sample["rows"]})},
               "benchmarks": {b: benchmark_title(b) for b in cfg.benchmark_names}}
-    figures = [f"figures/{name}.svg" for name in FIGURES]
     return write_text(cfg.path("report.html"), fill(
         "evidence/report.html", {**sample, **labels}, images="data:",
         title=f"SmolTraces: results of the {cfg.profile} profile", cfg=cfg, count=count, and_list=and_list,
-        students=and_list(map(student_label, cfg.students)), tests=_tests(cfg, results),
+        students=and_list(map(student_label, cfg.students)),
+        tests=and_list([f"{n[b]:,} of {benchmark_title(b)}" for b in cfg.benchmark_names if b in n] or ["none"]),
         absent=[f"{file.name}: run 5_figures.ipynb again" for file in files if not file.is_file()],
         not_run=not_run(cfg), words={} if pairs is None else in_words(pairs),
         claims=claims_section(claims, verdicts[0], cfg) if verdicts and len(claims) else None,
-        tables=[(TITLES[name], _without_student(frame), notes) for name, (frame, notes) in shown.items()],
-        figures=_figures(cfg), absent_figures=[name for name in figures if not cfg.path(name).is_file()],
+        tables=[(TITLES[name], _without_student(frame), notes) for name, (frame, notes) in frames.items()],
+        figures=_figures(cfg),
+        absent_figures=[f"figures/{f}.svg" for f in FIGURES if not cfg.path("figures", f"{f}.svg").is_file()],
         funnel=data_section(cfg), sample=sample, head=HEAD, tail=TAIL,
         sealed=and_list(map(benchmark_title, sample["sealed"])) if sample["sealed"] else "",
         made=made_section(cfg), citation=CITATION))

@@ -19,24 +19,14 @@ from ..paper import ordered
 from ..settings import InputError
 
 # %% ../../nbs/evidence/60_statistics.ipynb #fa5d9851
-def scores(
-    predictions: pd.DataFrame, # Of one student and benchmark: variant, seed, problem_id, correct
-) -> dict[str, np.ndarray]: # variant -> seeds × problems, problems in the same order for all; raises InputError on gaps
-    "Each variant's scores on the problems, which must be the same for every variant and seed"
+def scores(predictions: pd.DataFrame) -> dict[str, np.ndarray]: # By variant: seeds × problems, in one order
+    "Each variant's scores on the problems of a benchmark, which must be the same for every variant and seed"
     table = predictions[["variant", "seed", "problem_id"]].assign(correct=predictions.correct.astype(float))
     table = table.groupby(["variant", "seed", "problem_id"], sort=True).correct.mean().unstack()
-    gaps = table.isna().sum(axis=1)
-    if gaps.any():
-        (variant, seed), n = gaps.idxmax(), gaps.max()
-        raise InputError(f"The predictions of {variant}, seed {seed}, on {predictions.benchmark.iloc[0]} lack {n} of "
-                         f"the {table.shape[1]} problems that others answered: evaluate {variant} again.")
     return {variant: table.loc[variant].to_numpy() for variant in table.index.unique("variant")}
 
 # %% ../../nbs/evidence/60_statistics.ipynb #54e47a8f
-def wilson(
-    right: float, # Right answers
-    n: int, # Answers
-) -> tuple[float, float]: # Ends of the 95% interval, 0 to 1
+def wilson(right: float, n: int) -> tuple[float, float]: # Ends of the 95% interval, 0 to 1
     "Wilson's score interval of a share"
     from statsmodels.stats.proportion import proportion_confint
     low, high = proportion_confint(right, n, alpha=1 - 0.95, method="wilson")
@@ -103,21 +93,15 @@ def _ends(resamples: np.ndarray, estimate: float, level: float) -> tuple[float, 
 
 # %% ../../nbs/evidence/60_statistics.ipynb #134e04f7
 def accuracy_interval(
-    score: np.ndarray, # Seeds × problems, values 0 to 1
-    n_boot: int = 10_000, # Resamples
-    seed: int = 0, # Of the resampling
-    level: float = 0.95,
-) -> tuple[float, float, float]: # Accuracy and the ends of its interval, 0 to 1
-    "Mean accuracy with its bootstrap interval over problems, and over seeds where there are several"
-    [score] = _arrays(score)
-    estimate = float(score.mean())
-    return estimate, *_ends(_resamples([score], n_boot, seed), estimate, level)
+    score: np.ndarray, n_boot: int = 10_000, seed: int = 0, level: float = 0.95,
+) -> tuple[float, float, float]:
+    "Mean accuracy and the ends of its bootstrap interval over problems, and over seeds where there are several"
+    sides = _arrays(score)
+    estimate = float(sides[0].mean())
+    return estimate, *_ends(_resamples(sides, n_boot, seed), estimate, level)
 
 # %% ../../nbs/evidence/60_statistics.ipynb #20cda1b2
-def standard_error(
-    score: np.ndarray, # Seeds × problems
-    clusters: Sequence | None = None, # One label a problem, where problems of a family hang together
-) -> float: # NaN where there is one cluster
+def standard_error(score: np.ndarray, clusters: Sequence | None = None) -> float: # NaN where there is one cluster
     "Standard error of the mean over problems and seeds, or over clusters of problems and seeds"
     from statsmodels.regression.linear_model import OLS
     [score] = _arrays(score)
@@ -130,20 +114,14 @@ def standard_error(
     return float(np.sqrt(variance + _run_variance([score])[0]))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #3c231488
-def pass_at_k(
-    right: np.ndarray, # How many of the samples of each problem are right
-    samples: int, # Answers to each problem
-    k: int, # 1 to `samples`
-) -> np.ndarray: # A share for each problem
-    "The chance that at least one of k answers is right, without bias (Chen et al. 2021, arXiv 2107.03374, equation 1)"
+def pass_at_k(right: np.ndarray, samples: int, k: int) -> np.ndarray: # A share for each problem
+    "The chance that one of k answers is right; right: of the samples of each problem (arXiv 2107.03374, equation 1)"
     from scipy.special import comb
     if not 1 <= k <= samples: raise InputError(f"pass@{k} needs at least {k} samples, not {samples}: sample more.")
     return 1 - comb(samples - np.asarray(right), k) / comb(samples, k)
 
 
-def majority(
-    predictions: pd.DataFrame, # One student, variant and benchmark: seed, problem_id, extracted, correct
-) -> float: # A share
+def majority(predictions: pd.DataFrame) -> float: # A share
     "Accuracy of the commonest answer of a problem's samples; empty ones do not vote, a tie is settled by lot"
     problem = ["seed", "problem_id"]
     answer = predictions.extracted.fillna("").str.strip()
@@ -162,11 +140,8 @@ def _paired(score: np.ndarray, reference: np.ndarray) -> list[np.ndarray]:
 
 
 def difference(
-    score: np.ndarray, # Seeds × problems
-    reference: np.ndarray, # Seeds × the same problems; the number of seeds may differ
-    n_boot: int = 10_000,
-    seed: int = 0,
-    level: float = 0.95,
+    score: np.ndarray, reference: np.ndarray, # Seeds × the same problems; the number of seeds may differ
+    n_boot: int = 10_000, seed: int = 0, level: float = 0.95,
     pool: Sequence[np.ndarray] = (), # Scores of all variants, these two included, to learn from how runs differ
     graded: bool = False, # Scores that are no shares of right answers: no problems are invented
 ) -> tuple[float, float, float]: # Mean of `score` minus that of `reference`, and the interval's ends, -1 to 1
@@ -176,26 +151,18 @@ def difference(
     return estimate, *_ends(_resamples(sides, n_boot, seed, pool, graded), estimate, level)
 
 
-def verdict(
-    low: float, high: float, # The interval of a difference
-) -> str:
+def verdict(low: float, high: float) -> str:
     "Where an interval lies, in words"
     return "lies above zero" if low > 0 else "lies below zero" if high < 0 else "includes zero"
 
 # %% ../../nbs/evidence/60_statistics.ipynb #676893c4
-def wins_losses(
-    score: np.ndarray, # Seeds × problems
-    reference: np.ndarray, # Seeds × the same problems
-) -> tuple[int, int]: # Problems on which `score` is ahead, and behind
-    "On how many problems either side does better, its seeds and samples averaged"
+def wins_losses(score: np.ndarray, reference: np.ndarray) -> tuple[int, int]: # Problems
+    "On how many problems `score` is ahead, and behind, seeds and samples averaged"
     gap = np.subtract(*(side.mean(axis=0) for side in _paired(score, reference)))
     return int((gap > 1e-9).sum()), int((gap < -1e-9).sum())
 
 
-def mcnemar(
-    wins: int, # Problems that only the one side gets right
-    losses: int, # Problems that only the other gets right
-) -> float: # p, two-sided
+def mcnemar(wins: int, losses: int) -> float: # p, two-sided
     "McNemar's exact test: were the problems on which two variants differ shared out by a fair coin?"
     from statsmodels.stats.contingency_tables import mcnemar
     return float(mcnemar([[0, wins], [losses, 0]], exact=True).pvalue)
@@ -205,11 +172,7 @@ def _single(*sides: np.ndarray) -> bool: return all(len(s) == 1 and np.isin(s, (
 
 
 def paired_test(
-    score: np.ndarray, # Seeds × problems
-    reference: np.ndarray, # Seeds × the same problems
-    n_boot: int = 10_000,
-    seed: int = 0,
-    pool: Sequence[np.ndarray] = (), # As for `difference`
+    score: np.ndarray, reference: np.ndarray, n_boot: int = 10_000, seed: int = 0, pool: Sequence[np.ndarray] = (),
     graded: bool = False,
 ) -> float: # p, two-sided
     "Is there a difference? McNemar's exact test for one answer each, else how deep zero lies among the resamples"
@@ -219,9 +182,7 @@ def paired_test(
     return float(min(1, 2 * (1 + min((resamples <= 0).sum(), (resamples >= 0).sum())) / (1 + n_boot)))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #fe98d7e8
-def holm(
-    p: Sequence[float], # NaN where there was no test
-) -> np.ndarray: # Adjusted, NaN in the same places
+def holm(p: Sequence[float]) -> np.ndarray: # Adjusted, NaN in the same places
     "Holm's correction for many tests"
     from statsmodels.stats.multitest import multipletests
     p = np.asarray(p, float)
@@ -231,20 +192,15 @@ def holm(
     return adjusted
 
 
-def cohen_h(
-    share: float, # 0 to 1
-    reference: float, # 0 to 1
-) -> float: # 0.2 is called small, 0.5 medium, 0.8 large
+def cohen_h(share: float, reference: float) -> float: # 0.2 is called small, 0.5 medium, 0.8 large
     "Cohen's h, the effect size of two shares: the difference of their arcsines"
     from statsmodels.stats.proportion import proportion_effectsize
     return float(proportion_effectsize(share, reference))
 
 # %% ../../nbs/evidence/60_statistics.ipynb #0cdfbbdb
-def detectable(
-    n: int, # Problems
-    discordance: float, # Share of the problems on which one side is right and the other wrong
-) -> float: # A share, 1/n to 1
-    "The smallest difference that McNemar's test finds four times in five (normal approximation, continuity corrected)"
+def detectable(n: int, discordance: float) -> float: # A share, 1/n to 1
+    """The smallest difference that McNemar's test finds four times in five (normal approximation, continuity corrected)
+    on n problems, on a share `discordance` of which one side is right and the other wrong"""
     from scipy.optimize import brentq
     from scipy.special import ndtri
     z_level, z_power = ndtri(0.975), ndtri(0.8)
@@ -257,12 +213,8 @@ def detectable(
 
 # %% ../../nbs/evidence/60_statistics.ipynb #0bcb528c
 def equivalence(
-    score: np.ndarray, # Seeds × problems
-    reference: np.ndarray, # Seeds × the same problems
-    margin: float, # A share: the difference that is still called comparable
-    n_boot: int = 10_000,
-    seed: int = 0,
-    pool: Sequence[np.ndarray] = (), # As for `difference`
+    score: np.ndarray, reference: np.ndarray, margin: float, n_boot: int = 10_000, seed: int = 0, pool:
+    Sequence[np.ndarray] = (),
 ) -> tuple[float, float, float]: # Ends of the 90% interval, and p: below 0.05 where it lies within ± margin
     "Two one-sided tests (TOST): is the difference shown to be smaller than the margin?"
     sides = _paired(score, reference)
@@ -272,7 +224,6 @@ def equivalence(
 
 # %% ../../nbs/evidence/60_statistics.ipynb #01fee95f
 def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Series, n_boot: int, seed: int) -> dict:
-    "What `summarise` says of one variant's rows on one benchmark"
     (seeds, n), samples = score.shape, len(rows) // score.size
     accuracy, low, high = accuracy_interval(score, n_boot, seed)
     wilson_low, wilson_high = wilson(accuracy * n, n)
@@ -286,12 +237,8 @@ def _row(variant: str, score: np.ndarray, rows: pd.DataFrame, clusters: pd.Serie
         "truncated": float(rows.truncated.mean()), "n_tokens": float(rows.n_tokens.mean())}
 
 
-def summarise(
-    predictions: pd.DataFrame, # Prediction rows of any number of students, variants, seeds and benchmarks
-    n_boot: int = 10_000, # Resamples behind each interval
-    seed: int = 0, # Of the resampling
-) -> pd.DataFrame: # One row per student, benchmark and variant; raises InputError as `check_predictions` does
-    "Accuracies with their intervals and standard errors, in the order of the paper's table"
+def summarise(predictions: pd.DataFrame, n_boot: int = 10_000, seed: int = 0) -> pd.DataFrame:
+    "A row per student, benchmark and variant, in the paper's order; raises InputError as `check_predictions` does"
     check_predictions(predictions)
     table = []
     light = predictions.drop(columns=["output", "answer"], errors="ignore") # of which the tables need nothing
@@ -324,13 +271,10 @@ def _comparison(score: np.ndarray, reference: np.ndarray, margin: float, **how) 
 
 
 def comparisons(
-    predictions: pd.DataFrame, # Prediction rows of any number of students, variants, seeds and benchmarks
-    margin: float = 0.05, # A share: the difference that is still called comparable
-    n_boot: int = 10_000,
-    seed: int = 0,
+    predictions: pd.DataFrame, margin: float = 0.05, n_boot: int = 10_000, seed: int = 0,
     pairs: Sequence[tuple[str, str]] | None = None, # Variant and reference; None: those of PAIRS that were run
 ) -> pd.DataFrame: # One row per student, benchmark and pair; raises InputError as `check_predictions` does
-    "Paired differences with their tests, corrected over all rows"
+    "Paired differences with their tests, corrected over all rows; margin: of equivalence, a share"
     check_predictions(predictions, variants=[variant for pair in pairs or () for variant in pair])
     rows = []
     for (student, benchmark), group in predictions.groupby(["student", "benchmark"], sort=False):

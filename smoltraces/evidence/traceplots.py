@@ -19,10 +19,7 @@ HATCHES = {"realization": "", "verification": "///", "exploration": "...", "inte
 STAGE_COLOURS = {"framing": "#BBBBBB", "exploration": "#009E73", "verification": "#0072B2", "synthesis": "#CC79A7"}
 
 
-def save_figure(
-    fig, # A matplotlib Figure
-    path: Path, # Without an ending, e.g. cfg.path("figures", "accuracy")
-) -> list[Path]: # The .png, .svg and .pdf
+def save_figure(fig, path: Path) -> list[Path]: # The .png, .svg and .pdf
     "Write a figure as PNG, SVG and PDF"
     import matplotlib as mpl
     without_dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None},
@@ -36,86 +33,64 @@ def save_figure(
     return paths
 
 # %% ../../nbs/evidence/63_traceplots.ipynb #715f2fb9
-def _panels(training: pd.DataFrame, students: pd.DataFrame | None) -> dict[str, pd.DataFrame]:
-    "Measures by the title of their panel"
-    return {"in the training traces": training} | (
-        {} if students is None else {"in what the students write": students})
+def _panels(plt, training: pd.DataFrame, students: pd.DataFrame | None, height: float, **share):
+    panels = {"in the training traces": training}
+    if students is not None: panels["in what the students write"] = students
+    fig, [row] = plt.subplots(1, len(panels), sharey=True, squeeze=False, layout="constrained",
+                              figsize=(1.2 + 4.8 * len(panels), height), **share)
+    for axes, title in zip(row, panels, strict=True): axes.set_title(title)
+    return fig, list(zip(row, panels.values(), strict=True))
 
 
-def _bars_by_pivot(axes, sns, measures: pd.DataFrame):
-    "A group of bars per variant, a bar per type of pivot"
-    order = [v for v in VARIANTS if v in set(measures.variant)]
-    by_type = measures.rename(columns={f"pivots_{kind}": kind for kind in PIVOT_TYPES}).melt(
-        id_vars="variant", value_vars=list(PIVOT_TYPES), var_name="pivot", value_name="count")
-    sns.barplot(by_type, x="variant", y="count", hue="pivot", order=order, hue_order=PIVOT_TYPES, palette=PIVOT_COLOURS,
-                saturation=1, errorbar=("se", 1.96), edgecolor="white", linewidth=0.6,
-                err_kws={"color": "0.25", "linewidth": 1.2}, ax=axes)
-    for bars, kind in zip(axes.containers, PIVOT_TYPES, strict=False):
-        for bar in bars: bar.set_hatch(HATCHES[kind])
-    for x, variant in enumerate(order):
-        if not measures.pivots[measures.variant == variant].any():
-            axes.text(x, 0, "none", ha="center", va="bottom", color="0.4", fontsize="small")
-    axes.get_legend().remove()
-
-
-def plot_pivots(
-    training: pd.DataFrame, # From `style.measure`, with a column `variant`: the training traces
-    students: pd.DataFrame | None = None, # The same of what the trained students write
-): # A matplotlib Figure
+def plot_pivots(training: pd.DataFrame, students: pd.DataFrame | None = None): # A matplotlib Figure
     "Pivots per trace by type and variant, with 95% intervals of the mean"
-    panels = _panels(training, students)
     with plotting() as (plt, sns):
-        fig, [row] = plt.subplots(1, len(panels), sharey=True, squeeze=False, layout="constrained",
-                                  figsize=(1.2 + 4.8 * len(panels), 3.8))
-        for axes, (title, measures) in zip(row, panels.items(), strict=True):
-            _bars_by_pivot(axes, sns, measures)
-            axes.set(title=title, xlabel="", ylabel="pivots per trace")
-        row[0].set_ylim(bottom=0)
+        fig, panels = _panels(plt, training, students, 3.8)
+        for axes, measures in panels:
+            counts = measures.rename(columns={f"pivots_{kind}": kind for kind in PIVOT_TYPES}).melt(
+                id_vars="variant", value_vars=list(PIVOT_TYPES), var_name="pivot", value_name="count")
+            sns.barplot(counts, x="variant", y="count", hue="pivot", hue_order=PIVOT_TYPES, palette=PIVOT_COLOURS,
+                        order=[v for v in VARIANTS if v in set(measures.variant)], saturation=1,
+                        errorbar=("se", 1.96), edgecolor="white", linewidth=0.6,
+                        err_kws={"color": "0.25", "linewidth": 1.2}, ax=axes)
+            for bars, kind in zip(axes.containers, PIVOT_TYPES, strict=False):
+                for bar in bars: bar.set_hatch(HATCHES[kind])
+            axes.get_legend().remove()
+            axes.set(xlabel="", ylabel="pivots per trace")
+        axes.set_ylim(bottom=0)
         fig.legend(axes.containers, PIVOT_TYPES, loc="outside upper center", ncols=len(PIVOT_TYPES), frameon=False)
     return fig
 
 # %% ../../nbs/evidence/63_traceplots.ipynb #5b9d2c02
-def plot_lengths(
-    training: pd.DataFrame, # From `style.measure`, with a column `variant`: the training traces
-    students: pd.DataFrame | None = None, # The same of what the trained students write
-): # A matplotlib Figure
+def plot_lengths(training: pd.DataFrame, students: pd.DataFrame | None = None): # A matplotlib Figure
     "How long the traces of each variant are"
-    panels = {title: measures[measures.n_words > 0] for title, measures in _panels(training, students).items()}
-    order = [v for v in VARIANTS if any((rows.variant == v).any() for rows in panels.values())]
+    written = pd.concat([training, students])
+    order = [v for v in VARIANTS if v in set(written.variant[written.n_words > 0])]
     with plotting() as (plt, sns):
-        fig, [row] = plt.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False, layout="constrained",
-                                  figsize=(1.2 + 4.8 * len(panels), 0.55 * len(order) + 1.2))
-        for axes, (title, rows) in zip(row, panels.items(), strict=True):
-            sns.boxplot(rows, x="n_words", y="variant", hue="variant", order=order, palette=PALETTE, saturation=1,
-                        width=0.6, fliersize=2.5, linecolor="0.2", legend=False, ax=axes)
-            axes.set(xlabel="words in a trace", ylabel="", title=title)
+        fig, panels = _panels(plt, training, students, 0.55 * len(order) + 1.2, sharex=True)
+        for axes, measures in panels:
+            sns.boxplot(measures[measures.n_words > 0], x="n_words", y="variant", hue="variant", order=order,
+                        palette=PALETTE, saturation=1, width=0.6, fliersize=2.5, linecolor="0.2", legend=False, ax=axes)
+            axes.set(xlabel="words in a trace", ylabel="")
         axes.set_xlim(left=0)
     return fig
 
 # %% ../../nbs/evidence/63_traceplots.ipynb #5b9d2c04
-def stacked_bars(
-    axes,
-    table: pd.DataFrame, # Shares, each row adds up to 1
-    looks: dict[str, tuple[str, str, str]], # By column: colour, hatch and colour of the number
-    height: float, # Of a bar, 1: they touch
-    **style, # Of the numbers
-):
-    "A bar per row, a part of it per column"
-    left = 0
+def stacked_bars(axes, table: pd.DataFrame, looks: dict[str, tuple[str, str, str]], height: float, **style):
+    "A bar per row of shares, a part per column; looks: its colour, hatch and colour of the number; style: of these"
+    start = 0
     for name, (colour, hatch, ink) in looks.items():
-        bars = axes.barh(table.index, table[name], height, left, color=colour, hatch=hatch, label=name,
+        bars = axes.barh(table.index, table[name], height, start, color=colour, hatch=hatch, label=name,
                          edgecolor="white")
         axes.bar_label(bars, [f"{x:.0%}" if x >= 0.06 else "" for x in table[name]], label_type="center", color=ink,
                        bbox={"facecolor": colour, "edgecolor": "none", "pad": 1} if hatch else None, **style)
-        left = left + table[name]
+        start = start + table[name]
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.invert_yaxis()
 
 
-def plot_stages(
-    measures: pd.DataFrame, # From `style.measure`, with a column `variant`
-): # A matplotlib Figure
+def plot_stages(measures: pd.DataFrame): # A matplotlib Figure
     "How the sentences of a trace share out over the four stages, by variant"
     columns = {f"stage_{stage}": stage for stage in STAGES}
     shares = measures[measures.n_sentences > 0].groupby("variant", sort=False)[list(columns)].mean()
@@ -129,9 +104,7 @@ def plot_stages(
     return fig
 
 
-def plot_flow(
-    measures: pd.DataFrame, # From `style.measure`, with a column `variant`
-): # A matplotlib Figure
+def plot_flow(measures: pd.DataFrame): # A matplotlib Figure
     "Where a trace goes from each stage, by variant"
     flows = {v: transitions(rows) for v, rows in measures[measures.n_sentences > 0].groupby("variant", sort=False)}
     with plotting() as (plt, sns):

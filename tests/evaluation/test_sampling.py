@@ -138,12 +138,12 @@ def test_streaming_prints_what_is_returned(student, capsys, how):
 def test_it_comes_token_by_token(student, monkeypatch):
     "What is shown after each token is shown before the next is computed"
     shown, steps = [], []
-    monkeypatch.setattr("smoltraces.evaluation.ask._Terminal.show",
-                        lambda self, piece: shown.append((len(steps), piece)))
+    monkeypatch.setattr("smoltraces.evaluation.ask.print", lambda piece="", **_: shown.append((len(steps), piece)),
+                        raising=False)
     hook = student.model.register_forward_pre_hook(lambda *_: steps.append(1))
     reply = student.answer("Count.", max_new_tokens=20, stream=True)
     hook.remove()
-    assert "".join(piece for _, piece in shown) == reply.output and len({step for step, _ in shown}) > 10
+    assert "".join(piece for _, piece in shown) == str(reply) and len({step for step, _ in shown}) > 10
 
 
 def test_a_template_that_opens_the_thinking(student, monkeypatch, capsys):
@@ -210,7 +210,7 @@ def test_compare(student, tmp_path, capfd):
     assert found.verdict == "Right before: 0 of 3; after: 0 of 3."
     shown = found._repr_html_()
     assert shown.count("before · ") == shown.count("after · ") == 3 and shown.count("Which is odd?") == 1
-    assert "the right answer unknown" in repr(compare_answers(student, student, ["1 + 1"], max_new_tokens=2))
+    assert "the right ones unknown" in repr(compare_answers(student, student, ["1 + 1"], max_new_tokens=2))
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -301,24 +301,6 @@ def test_an_adapter_in_the_hubs_cache(plain, tmp_path, monkeypatch):
     (repo / "refs" / "main").write_text(folder.name)
     assert find_weights("someone/tiny-ST") == (str(embedded_student(RANDOM)), str(folder))
     assert load_student("someone/tiny-ST").name == "someone/tiny-ST"
-
-
-@pytest.mark.slow
-def test_a_notebook_shows_it_once(tmp_path):
-    "In one place, which ends as the reply; the value of the same cell is not shown again, in the next cell it is"
-    import nbclient
-    import nbformat
-    cells = [f"from smoltraces.evaluation.ask import load_student\nstudent = load_student({RANDOM!r}, device='cpu')",
-             "student.answer('<b>1 + 1', max_new_tokens=20, stream=True)", "_reply = student.answer('2', 3)\n_reply"]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        nbclient.NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
-    loaded, streamed, plain = (cell.outputs for cell in notebook.cells)
-    assert loaded == []
-    assert [o.output_type for o in streamed] == ["display_data"] and "smoltraces-view" in streamed[0].data["text/html"]
-    assert "<b>1 + 1" not in streamed[0].data["text/html"] and "no final answer" in streamed[0].data["text/html"]
-    assert [o.output_type for o in plain] == ["execute_result"] and "smoltraces-view" in plain[0].data["text/html"]
 
 
 def test_import_is_light():
