@@ -14,11 +14,8 @@ from typing import Literal
 from .settings import InputError
 
 # %% ../nbs/04_hub.ipynb #0ea92131
-def token_for(
-    repo_id: str, # e.g. ana/smoltraces-laptop
-    token_name: str = "HF_TOKEN", # Environment variable that holds a token with write access
-) -> str: # The token
-    "The token to push with; an InputError where it, or the repository's name, cannot be right"
+def token_for(repo_id: str, token_name: str = "HF_TOKEN") -> str:
+    "The token to push to USER/NAME with; raises InputError where it, or that name, cannot be right"
     if not re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", repo_id, re.ASCII):
         raise InputError(f"{repo_id!r} is not the name of a repository: write USER/NAME.")
     token = os.environ.get(token_name, "").strip()
@@ -33,11 +30,11 @@ def push(
     repo_id: str,
     kind: Literal["dataset", "model"],
     message: str,
-    private: bool = True, # A repository that is there and public is then refused
-    token_name: str = "HF_TOKEN",
-    replaced: str | None = None, # Files of the repository that go where the folder has them no more, e.g. data/**
+    private: bool = True, # A public repository is then refused
+    token_name: str = "HF_TOKEN", # Environment variable
+    replaced: str | None = None, # Files that go where the folder has them no more, e.g. data/**
 ) -> str: # The address of the commit
-    "Push a folder as one commit; an InputError says why not"
+    "Push a folder as one commit; raises InputError"
     import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled

@@ -11,7 +11,7 @@ from .settings import InputError, Lazy
 
 # %% auto #0
 __all__ = ['CITATION', 'GRADES', 'VARIANTS', 'MEANING', 'PIVOT_COVERAGE', 'STUDENTS', 'TEACHER', 'PALETTE', 'MARKERS', 'ordered',
-           'published', 'figures_published', 'plotting']
+           'published', 'plotting']
 
 # %% ../nbs/03_paper.ipynb #5a1d0b03
 pd = Lazy("pandas") # slow to import
@@ -52,28 +52,12 @@ _accuracy = { # (student, benchmark, problems): Base, ST-NT, SBS, ST-HC-W, ST-HC
 
 
 def published() -> pd.DataFrame: # student, benchmark, n (problems), variant, accuracy (per cent, NaN: not known), grade
-    "The paper's accuracies, one row per student, benchmark and variant"
+    "The paper's accuracies"
     rows = [(*run, variant, accuracy, "B") for run, accuracies in _accuracy.items()
             for variant, accuracy in zip(VARIANTS, accuracies, strict=True)]
     return pd.DataFrame(rows, columns=["student", "benchmark", "n", "variant", "accuracy", "grade"])
 
 # %% ../nbs/03_paper.ipynb #e5df751d
-def figures_published() -> pd.DataFrame: # what, value, unit, grade
-    "The paper's other numbers: trace analysis, teacher, data set sizes and learning rates"
-    rows = [
-        ("traces with at least 3 of the 4 pivot types", 96.1, "% of successful R1 traces", "B"),
-        ("successful R1 traces analysed", 17_000, "traces, rounded", "B"),
-        ("GPT-4o on MATH500", TEACHER[3]["Base"], "% accuracy", "B"),
-        ("GPT-4o on MATH500 with the hard-coded prompt", TEACHER[3]["HC"], "% accuracy", "B"),
-        ("seed problems", 31_586, "question-answer pairs", "B"),
-        ("ST and ST-HC, aligned", 18_242, "rows each", "B"),
-        ("learning rate of Llama 3.2 3B", 6e-5, "AdamW, 5 epochs, cosine", "B"),
-        ("learning rate of Ministral 8B", 4e-5, "AdamW, 5 epochs, cosine", "B"),
-        ("learning rate of Qwen2.5 32B", 1e-5, "AdamW, 5 epochs, cosine", "B"),
-    ]
-    return pd.DataFrame(rows, columns=["what", "value", "unit", "grade"])
-
-
 PIVOT_COVERAGE = 0.961 # share of successful R1 traces with at least 3 of the 4 pivot types, grade B
 
 # The hub ids of the paper's students, under its names.
@@ -94,7 +78,7 @@ MARKERS = {"Base": "o", "ST-NT": "s", "SBS": "^", "ST-HC-W": "X", "ST-HC": "D", 
 
 @contextmanager
 def plotting():
-    "pyplot and seaborn in the project's look; on leaving, the figure is laid out and closed: a notebook shows it once"
+    "pyplot and seaborn in the project's look; leaving closes the figure, so that a notebook shows it once"
     try:
         import matplotlib.pyplot as plt
         import seaborn as sns

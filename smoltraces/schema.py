@@ -24,12 +24,12 @@ from .settings import InputError, Settings
 @dataclass(frozen=True)
 class Problem:
     "A question whose answer can be verified"
-    id: str # 16 hex digits: a hash of the normalised question
-    source: str # Where it comes from, e.g. reasoning-gym/chain_sum
+    id: str # 16 hex digits of a hash of the normalised question
+    source: str # e.g. reasoning-gym/chain_sum
     domain: str # math, science, logic or code
     question: str
-    choices: list[str] | None # For multiple choice alone
-    answer: str # A right answer; where `answer_kind` is procedural, others may be right too
+    choices: list[str] | None
+    answer: str # Where `answer_kind` is procedural, others may be right too
     answer_kind: str # math, choice, code or procedural
     meta: str # JSON: what the source's own scorer needs
     split: str # train, embedded or embedded_hard
@@ -47,25 +47,20 @@ problem_schema = pa.schema([(f.name, pa.list_(pa.string()) if f.name == "choices
                             for f in fields(Problem)])
 
 
-def to_problems(
-    rows: pd.DataFrame, # With the columns of `problem_schema`, and perhaps more
-) -> list[Problem]:
-    "The rows of a table as problems"
+def to_problems(rows: pd.DataFrame) -> list[Problem]:
+    "The rows of a table with the columns of `problem_schema` as problems"
     return [Problem(**{**row, "choices": None if row["choices"] is None else list(row["choices"])})
             for row in rows[problem_schema.names].to_dict("records")]
 
 # %% ../nbs/02_schema.ipynb #57474b5f
-def question_id(question: str) -> str: # The same for questions that differ in case, spacing or Unicode form alone
-    "16 hex digits that name a question"
+def question_id(question: str) -> str:
+    "16 hex digits that name a question, whatever its case, spacing and Unicode form"
     normalised = " ".join(unicodedata.normalize("NFKC", question).casefold().split())
     return hashlib.sha256(normalised.encode()).hexdigest()[:16]
 
 # %% ../nbs/02_schema.ipynb #38aeecf3
-def load_problems(
-    cfg: Settings,
-    split: str | None = None, # train, embedded or embedded_hard; all where None
-) -> pd.DataFrame: # Raises InputError naming a file that is missing or broken
-    "Read a profile's problems"
+def load_problems(cfg: Settings, split: str | None = None) -> pd.DataFrame:
+    "Read a profile's problems, all or of train, embedded or embedded_hard; raises InputError"
     frame = read_parquet(cfg.path("problems.parquet"), columns=problem_schema.names)
     return frame if split is None else frame[frame.split == split].reset_index(drop=True)
 
@@ -96,17 +91,15 @@ def system(row: dict[str, Any] | pd.Series) -> str:
     return SYSTEM_CODE if row.get("answer_kind") == "code" else SYSTEM
 
 
-def messages(
-    row: dict[str, Any] | pd.Series, # A row of `trace_schema`
-) -> list[dict[str, str]]: # System, user and assistant
-    "A training row as chat messages; its `trace` is None in ST-NT"
+def messages(row: dict[str, Any] | pd.Series) -> list[dict[str, str]]:
+    "A row of `trace_schema` as messages of system, user and assistant; its `trace` is None in ST-NT"
     thinking = f"<think>\n{row['trace']}\n</think>\n\n" if isinstance(row["trace"], str) else ""
     return [{"role": "system", "content": system(row)}, {"role": "user", "content": question_text(row)},
             {"role": "assistant", "content": thinking + row["response"]}]
 
 # %% ../nbs/02_schema.ipynb #5c4cd9b6
-def load_variant(cfg: Settings, variant: str) -> pd.DataFrame: # Columns of `trace_schema`
-    "Read one training set, checked; an InputError names a file that is missing, broken or short"
+def load_variant(cfg: Settings, variant: str) -> pd.DataFrame:
+    "Read one training set, checked; raises InputError"
     file = cfg.path("data", f"{variant}.parquet")
     table = read_parquet(file, columns=trace_schema.names)
     if len(table) != cfg.n_train or set(table.variant) != {variant}:
@@ -116,11 +109,8 @@ def load_variant(cfg: Settings, variant: str) -> pd.DataFrame: # Columns of `tra
     return table
 
 
-def row_of_each(
-    cfg: Settings,
-    i: int, # From 0
-) -> pd.DataFrame: # One row a variant, all of the same problem
-    "The same row of every training set, without reading them whole"
+def row_of_each(cfg: Settings, i: int) -> pd.DataFrame:
+    "Row i, from 0, of every training set: the same problem in each"
     rows = [next(islice(parquet_rows(cfg.path("data", f"{v}.parquet")), i, None), None) for v in cfg.variants]
     if None in rows: raise InputError(f"There is no row {i}: the training sets hold {cfg.n_train}.")
     return pd.DataFrame(rows, columns=trace_schema.names)

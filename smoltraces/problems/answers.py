@@ -21,14 +21,13 @@ from ..schema import Problem
 from ..settings import InputError, needs, versions
 
 # %% ../../nbs/problems/11_answers.ipynb #547bd5cb
-def strip_thinking(response: str) -> str | None: # None where thinking begins and never ends
-    "What follows the thinking; all of the text where there is none"
+def strip_thinking(response: str) -> str | None: # None where thinking never ends
+    "What follows the thinking, if any"
     tail = response.rpartition("</think>")[2]
     return None if "<think>" in tail else tail.strip()
 
 # %% ../../nbs/problems/11_answers.ipynb #151a9610
-def _boxes(text: str) -> list[tuple[int, int]]:
-    r"Where the content of each whole `\boxed{}` begins and ends, in the order of their beginnings"
+def _boxes(text: str) -> list[tuple[int, int]]: # where the content of each begins and ends
     begins = {m.end() for m in re.finditer(r"\\boxed\s*\{", text)}
     still_open, boxes = [], []
     for brace in re.finditer(r"[{}]", text):
@@ -37,11 +36,8 @@ def _boxes(text: str) -> list[tuple[int, int]]:
     return sorted(boxes)
 
 
-def extract(
-    response: str, # With or without thinking
-    lenient: bool = False, # Whether the last number counts where there is no box
-) -> str | None: # None where there is no answer
-    r"What the last `\boxed{}` after the thinking holds; braces inside must balance"
+def extract(response: str, lenient: bool = False) -> str | None:
+    r"What the last whole `\boxed{}` after the thinking holds, or the last number, where `lenient`"
     text = strip_thinking(response) or ""
     if boxes := _boxes(text): return text[slice(*boxes[-1])].strip()
     numbers = re.findall(r"-?\d+(?:\.\d+)?", text.replace(",", "")) if lenient else []
@@ -52,7 +48,6 @@ _between = re.compile(r"(?:\s|[,;$()]|\\[()\[\],;!]|\\text\{\s*(?:and|or)\s*\}|a
 
 
 def _joined(response: str, lenient: bool = False) -> str | None:
-    "As `extract`, but with all boxes of the final answer, joined by commas"
     text = strip_thinking(response) or ""
     boxes = _boxes(text)
     if len(boxes) < 2: return extract(response, lenient)
@@ -62,7 +57,7 @@ def _joined(response: str, lenient: bool = False) -> str | None:
     return ", ".join(dict.fromkeys(text[begin:end].strip() for begin, end in boxes[first:]))
 
 # %% ../../nbs/problems/11_answers.ipynb #be158eb1
-def extract_code(response: str) -> str | None: # None where there is no closed fence
+def extract_code(response: str) -> str | None:
     "The last fenced program after the thinking"
     blocks = re.findall(r"^ {0,3}```([^\n`]*)\n(.*?)^ {0,3}```[ \t]*$", strip_thinking(response) or "", re.S | re.M)
     python = [code for language, code in blocks if language.strip().lower() in ("python", "python3", "py")]
@@ -108,7 +103,6 @@ _whole = re.compile(r"\\(?:text|mbox|textbf|mathrm|mathbf)\s*\{(.*)\}", re.S)
 
 
 def _plain(text: str) -> str:
-    "A choice's text without what is mere notation"
     if (whole := _whole.fullmatch(text.strip())) and "}" not in whole[1].partition("{")[0]: text = whole[1]
     return " ".join(unwrap_text(text).replace("\\&", "&").split()).strip("$*. ")
 
@@ -129,14 +123,13 @@ def _chosen(problem: Problem, answer: str, equal) -> set[str]:
     return set(equals) if len(equals) == 1 else set()
 
 # %% ../../nbs/problems/11_answers.ipynb #ba06c045
-def final_answer(problem: Problem, response: str, lenient: bool = False) -> str | None: # None where there is none
+def final_answer(problem: Problem, response: str, lenient: bool = False) -> str | None:
     "What a response answers: the program, or what the box or boxes hold; `lenient` as for `extract`"
     if problem.answer_kind == "code": return extract_code(response)
     return _joined(response, lenient) if problem.answer_kind == "math" else extract(response, lenient)
 
 
 def _judge(problem, response, lenient, unsafe, equal) -> bool:
-    "As `verify`; `equal` compares mathematics"
     if problem.answer_kind not in ("procedural", "math", "choice", "code"):
         raise InputError(f"Problem {problem.id} has answer_kind {problem.answer_kind!r}: verify knows procedural, "
                          "math, choice and code.")
@@ -161,21 +154,17 @@ def _own_workers(pid: int) -> Workers: return Workers() # by process: one that f
 
 def verify(
     problem: Problem,
-    response: str, # As a teacher or a student wrote it
+    response: str,
     lenient: bool = False, # As for `extract`
-    unsafe: bool = False, # Whether programs run where nothing isolates them
-) -> bool: # Whatever a model wrote, it is right or wrong: only what is wrong with the problem or the machine raises
-    "Whether the response's final answer is right"
+    unsafe: bool = False, # Run programs where nothing isolates them
+) -> bool:
+    "Whether the response's final answer is right; only what is wrong with the problem or the machine raises InputError"
     return _judge(problem, response, lenient, unsafe, _own_workers(os.getpid()).equal)
 
 # %% ../../nbs/problems/11_answers.ipynb #f2d9fd9e
 class Verifier:
-    "Verifies many answers at a time, each with a hard limit on its time"
-    def __init__(
-        self,
-        workers: int = 0, # Answers at a time; as many as there are cores where 0
-        seconds: float = 10, # For one comparison in mathematics, by the clock; programs have the limits of their tests
-    ):
+    "Verifies answers on as many workers, one a core where 0, with so many seconds for a comparison in mathematics"
+    def __init__(self, workers: int = 0, seconds: float = 10):
         workers = workers or os.cpu_count()
         self._threads, self._workers = ThreadPoolExecutor(workers, "verify"), Workers(workers, seconds)
 
@@ -183,13 +172,8 @@ class Verifier:
         "A future of what `verify` returns"
         return self._threads.submit(_judge, problem, response, lenient, unsafe, self._workers.equal)
 
-    def verify_all(
-        self,
-        pairs: Iterable[tuple[Problem, str]], # Problems and responses
-        progress: bool = False, # Whether to show a bar
-        **options, # lenient and unsafe, as for `verify`
-    ) -> list[bool]: # In the same order
-        "Verify many answers on all workers"
+    def verify_all(self, pairs: Iterable[tuple[Problem, str]], progress: bool = False, **options) -> list[bool]:
+        "The verdicts on problems and responses, in their order; options as for `verify`"
         from tqdm.auto import tqdm
         futures = [self.submit(*pair, **options) for pair in pairs]
         return [f.result() for f in tqdm(futures, "verifying", unit="answer", disable=not progress)]

@@ -32,9 +32,9 @@ from ..settings import InputError, nearest
 class Task(NamedTuple):
     "A family of reasoning-gym problems"
     domain: str
-    easy: dict # reasoning-gym configuration of train and embedded
+    easy: dict # Configuration of train and embedded
     hard: dict # … and of embedded_hard
-    same: Callable[[dict], Any] # What two wordings of one problem share, from reasoning-gym's metadata
+    same: Callable[[dict], Any] # What two wordings of one problem share, from its metadata
 
 
 TASKS = {
@@ -86,13 +86,9 @@ def _new_problems(task: str, hard: bool, seed: int, split: str, keys: set[str], 
 
 
 def embedded_problems(
-    tasks: tuple[str, ...], # Families, from `TASKS`
-    n_train: int, # Problems over all families
-    n_test: int,
-    n_hard: int,
-    seed: int = 0,
-) -> pd.DataFrame: # Columns of `problem_schema`; `.attrs["repeats"]` counts repeats left out by split and task
-    "Draw training, held-out and harder problems, all different; raises InputError where there are not so many"
+    tasks: tuple[str, ...], n_train: int, n_test: int, n_hard: int, seed: int = 0,
+) -> pd.DataFrame: # `.attrs["repeats"]` counts repeats left out by split and task
+    "Draw training, held-out and harder problems of `TASKS`, all different; raises InputError where there are fewer"
     for task in tasks:
         if task not in TASKS: raise InputError(f"Unknown task {task!r}: {nearest(task, TASKS)}")
     rows, keys, repeats = [], set(), {}
@@ -118,16 +114,16 @@ class Corpus(NamedTuple):
     "A public collection: where it is, and what its rows become"
     name: str # As in settings.ini
     hub: str | None # Data set on the hub
-    revision: str | None # Its commit; None: the newest, noted in the funnel
-    files: tuple[str, ...] # Patterns of its files, all of which must be there
+    revision: str | None # None: the newest, noted in the funnel
+    files: tuple[str, ...] # Patterns, all of which must match
     licence: str
-    about: str # What it holds
-    columns: tuple[str, ...] # Read of its rows; those that end in ? may be absent
-    problem: Callable[[dict], Problem | str] | None = None # A row's problem, or the reason why there is none
+    about: str
+    columns: tuple[str, ...] # Those that end in ? may be absent
+    problem: Callable[[dict], Problem | str] | None = None # A row's, or why there is none
 
 
-def problem_of(corpus: Corpus, row: dict) -> Problem | str: # A str says why there is none
-    "The problem of a row of `read_rows`, whatever its shape; raises InputError for a file of one's own alone"
+def problem_of(corpus: Corpus, row: dict) -> Problem | str:
+    "The problem of a row, or why there is none; raises InputError for a file of one's own alone"
     try: return corpus.problem(row)
     except InputError: raise
     except (TypeError, ValueError, KeyError, AttributeError, IndexError): return "unreadable row"
@@ -200,9 +196,9 @@ _readers = {".jsonl": _lines, ".csv": _csv, ".parquet": _parquet}
 
 def read_rows(
     file: Path, # .jsonl, .csv or .parquet
-    columns: tuple[str, ...] = (), # That must be there, but for those that end in ?; all are read where empty
-) -> Iterator[dict]: # Each with `__file__`, the stem, and `__row__`, from 1; raises InputError naming file and row
-    "The rows of a file, one at a time"
+    columns: tuple[str, ...] = (), # Those that end in ? may be absent; all are read where empty
+) -> Iterator[dict]: # With `__file__`, the stem, and `__row__`, from 1
+    "The rows of a file, one at a time; raises InputError naming file and row"
     file = Path(file)
     if file.suffix not in _readers:
         raise InputError(f"{file.name} is not of a known kind: it must end in {', '.join(_readers)}.")
@@ -219,48 +215,41 @@ def read_rows(
         raise InputError(f"{file.name} cannot be read ({str(e).splitlines()[0]}): fetch it again.") from None
 
 # %% ../../nbs/problems/13_corpora.ipynb #2ec8cb56
-def _or_local(corpus: Corpus) -> str: return f"or name a local copy as {corpus.name}@PATH."
-
-
 def _download(corpus: Corpus) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError
     try:
         return Path(snapshot_download(corpus.hub, repo_type="dataset", revision=corpus.revision,
                                       allow_patterns=list(corpus.files)))
-    except GatedRepoError:
-        raise InputError(f"{corpus.hub} is gated: accept its terms on its page at the hub and set HF_TOKEN to a token "
-                         f"of that account, {_or_local(corpus)}") from None
     except Exception as e: # the hub's errors and those of the connection have no base of their own in common
-        raise InputError(f"{corpus.hub} cannot be fetched from the hub ({type(e).__name__}): try again later, "
-                         f"{_or_local(corpus)}") from None
+        why = ("is gated: accept its terms on its page at the hub and set HF_TOKEN to a token of that account"
+               if isinstance(e, GatedRepoError) else
+               f"cannot be fetched from the hub ({type(e).__name__}): try again later")
+        raise InputError(f"{corpus.hub} {why}, or name a local copy as {corpus.name}@PATH.") from None
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    files = sorted(f for f in folder.rglob("*") if f.suffix in _readers and f.is_file())
-    return [f for f in files if any(fnmatch(f.name, Path(p).name) for p in patterns)]
+    return sorted(f for f in folder.rglob("*") if f.suffix in _readers and f.is_file() and
+                  any(fnmatch(f.name, Path(p).name) for p in patterns))
 
 
 def fetch(
-    corpus: Corpus,
-    path: Path | None = None, # A local file or folder instead of the hub
-    offline: bool = False, # Whether the hub may not be asked
-) -> tuple[list[Path], dict]: # Its files, and their origin: hashes, or the hub's commit; raises InputError
-    "Where the files of a corpus are"
+    corpus: Corpus, path: Path | None = None, offline: bool = False,
+) -> tuple[list[Path], dict]: # And their origin: hashes, or the hub's commit
+    "The files of a corpus, at `path` or from the hub; raises InputError"
     if path is None:
         if offline:
             raise InputError(f"{corpus.name} would be fetched from the hub, but offline = true: set offline = false, "
-                             f"{_or_local(corpus)}")
+                             f"or name a local copy as {corpus.name}@PATH.")
         folder = _download(corpus)
         if absent := [p for p in corpus.files if not _matching(folder, (p,))]:
-            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, "
-                             f"{_or_local(corpus)}")
+            raise InputError(f"{corpus.hub} came without {absent[0]}: run again with the hub in reach, or name a local "
+                             f"copy as {corpus.name}@PATH.")
         return _matching(folder, corpus.files), {"hub": corpus.hub, "revision": folder.name}
-    if not path.exists():
-        raise InputError(f"{path.name} of {corpus.name} is missing: name a file or folder that is there.")
     files = [path] if path.is_file() else _matching(path, corpus.files) or _matching(path, ("*",))
     if not files:
-        raise InputError(f"{path.name} of {corpus.name} holds no {', '.join(_readers)}: name another folder.")
+        raise InputError(f"{path.name} of {corpus.name} is missing, or holds no {', '.join(_readers)}: name a file or "
+                         "folder that is there.")
     return files, {"files": {f.name: sha256(f) for f in files}}
 
 # %% ../../nbs/problems/13_corpora.ipynb #36acf14b
@@ -278,24 +267,19 @@ class Spec(NamedTuple):
 def _parse_own(name: str, columns: dict[str, str], root: Path) -> Spec:
     for key in columns:
         if key not in _own_keys: raise InputError(f"Unknown key {key!r} of {name}: {nearest(key, _own_keys)}")
-    for key in ("question", "answer"):
-        if not columns.get(key): raise InputError(f"{name} needs {key}=COLUMN: name the column with the {key}s.")
+    for key in ("question", "answer", *(["choices"] if columns.get("kind") == "choice" else [])):
+        if not columns.get(key): raise InputError(f"{name} needs {key}=COLUMN: name the column with the {key}.")
     for key, values in (("domain", DOMAINS), ("kind", ("math", "choice"))):
         if columns.get(key, values[0]) not in values:
             raise InputError(f"{key}={columns[key]} of {name} is not known: choose from {', '.join(values)}.")
-    if columns.get("kind") == "choice" and "choices" not in columns:
-        raise InputError(f"{name} is of kind choice: name the column with the choices, as choices=COLUMN.")
     names = tuple(columns[k] for k in _own_keys if k in columns and k not in ("domain", "kind"))
     corpus = Corpus(Path(name).stem, None, None, ("*",), "not stated", "a file of one's own", names,
                     partial(mapping.own_problem, columns=columns, name=Path(name).name))
     return Spec(corpus, root / Path(name).expanduser(), columns)
 
 
-def parse(
-    text: str, # NAME, NAME@PATH, or FILE?question=COLUMN&answer=COLUMN
-    root: Path = Path(), # Where a relative path begins
-) -> Spec: # Raises InputError for what is not known, with the nearest that is
-    "Read an entry of `corpora`"
+def parse(text: str, root: Path = Path()) -> Spec:
+    "Read an entry of `corpora`: NAME, NAME@PATH, or FILE?question=COLUMN&answer=COLUMN; raises InputError"
     name, _, rest = text.partition("?")
     if rest: return _parse_own(name, dict(parse_qsl(rest, keep_blank_values=True)), root)
     (name, _, path), corpora = text.partition("@"), CORPORA | TRACE_SETS
@@ -305,6 +289,6 @@ def parse(
     raise InputError(f"Unknown corpus {name!r}: {nearest(name, corpora)}")
 
 
-def rows(spec: Spec, offline: bool = False) -> Iterator[dict]: # Each with `__file__` and `__row__`
-    "The rows of a corpus, one at a time, from the hub (unless `offline`) or from local files"
+def rows(spec: Spec, offline: bool = False) -> Iterator[dict]:
+    "The rows of a corpus, one at a time, as of `read_rows`"
     for file in fetch(spec.corpus, spec.path, offline)[0]: yield from read_rows(file, spec.corpus.columns)

@@ -34,8 +34,8 @@ _notations = [(re.compile(pattern), plain) for pattern, plain in [
     (r"_(\d+)\s*\.?\s*$", r"_{\1}")]]
 
 
-def unwrap_text(latex: str) -> str: # e.g. seven for \text{seven}
-    "The text without the commands that typeset it as such"
+def unwrap_text(latex: str) -> str:
+    r"seven for \text{seven}"
     return _text_command.sub(r"\1", latex)
 
 
@@ -53,8 +53,7 @@ _equation = re.compile(r"(?=[^=]*[A-Za-z])[^=]*[-+^*/][^=]*= *0")
 _functions = re.compile(r"\b(?:sin|cos|tan|cot|sec|csc|log|exp|sqrt|min|max|mod|gcd|lcm)\b")
 
 
-def _words(answer: str) -> str | None: # None where it is something else
-    "An answer in words, or the letter of a choice"
+def _words(answer: str) -> str | None: # or the letter of a choice
     plain = " ".join(unwrap_text(answer).split()).strip(" .")
     if re.fullmatch(r"\(?[A-Z]\)?", plain): return plain.strip("()")
     if not re.fullmatch(r"[^\W\d_][^\W\d_'’ ,-]*", plain) or _functions.search(plain): return None
@@ -74,7 +73,6 @@ def _shape(answer: str) -> str: # list, tuple (or an interval), or other
 
 
 def _at_once(gold: str, answer: str) -> bool | None: # None where it takes mathematics
-    "Whether two normalized answers are equal, where their text says so"
     if gold == answer: return True
     if len(answer) > 1000: return False
     if _number.fullmatch(gold) and _number.fullmatch(answer): return Decimal(gold) == Decimal(answer)
@@ -133,7 +131,7 @@ class _Context(ForkServerContext): Process = _Process
 
 
 def _prepare():
-    "What a worker does first: it can be ended at once and takes no more than 4 GB, is silent, and loads what it needs"
+    "A worker can be ended at once, takes 4 GB at most, and is silent"
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_DATA, (4 << 30, 4 << 30))
     logging.getLogger("math_verify").setLevel(logging.CRITICAL) # it warns of no time limit: there is one

@@ -14,6 +14,7 @@ import json
 import pickle
 import re
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from .answers import extract
@@ -38,12 +39,8 @@ def _several(question: str) -> bool:
                _asks.search(question[marks[two]:]) for one, two in (("a", "b"), ("i", "ii"), ("I", "II"), ("1", "2")))
 
 
-def unfit(
-    question: str | None,
-    answer: str | None,
-    kind: str = "math", # How the answer is judged: math, choice or code, which needs no answer
-) -> str | None: # None where it can be judged
-    "Why a question and its answer cannot be judged"
+def unfit(question: str | None, answer: str | None, kind: str = "math") -> str | None:
+    "Why a question and its answer cannot be judged (as math, choice or code); None where they can"
     if not isinstance(question, str) or not question.strip(): return "no question"
     if kind == "math" and _proof.search(question): return "proof"
     if _image.search(question) or _figure.search(question) and "[asy]" not in question: return "needs a picture"
@@ -62,15 +59,14 @@ _marks = {letter: re.compile(
 
 
 def _trim(choice: str) -> str:
-    "A choice without the spacing around it, its dollar signs in pairs"
     space = r"(?:\\qquad|\\quad|\\[ ,;!]|\\\\|~|\s)+"
     choice = re.sub(rf"^{space}|{space}$", "", choice)
     if choice.count("$") % 2: choice = re.sub(rf"^{space}|{space}$", "", choice.strip("$")) # of one formula for all
     return f"${choice}$" if "$" not in choice and re.search(r"\\[A-Za-z]|[\^_]", choice) else choice
 
 
-def split_choices(question: str) -> tuple[str, list[str]] | None:
-    "What a question asks, and its choices, cut out of it; None where they are not found"
+def split_choices(question: str) -> tuple[str, list[str]] | None: # None where there are none
+    "What a question asks, and its choices, cut out of it"
     for first in reversed(list(_marks["A"].finditer(question))):
         marks = [first]
         for mark in list(_marks.values())[1:]:
@@ -85,7 +81,7 @@ def split_choices(question: str) -> tuple[str, list[str]] | None:
 
 
 def letters(answer: str) -> str | None:
-    "The letters that an answer names, e.g. B, or AC; None where it is no letter"
+    "The letters that an answer names, e.g. B, or AC"
     plain = re.sub(rf"{_type}|[${{}}\s]|\\[ ,;]", "", answer)
     if re.fullmatch(r"[(\[]*[A-H][)\].:]*|\(?[A-H](?:(?:,|and|;)?[A-H])+\)?", plain):
         return "".join(sorted(set(re.findall("[A-H]", plain))))
@@ -93,35 +89,33 @@ def letters(answer: str) -> str | None:
 
 
 def _among(right: str | None, choices: list[str]) -> bool:
-    "Whether there are letters, each of a choice"
     return bool(right) and set(right) <= set(_letters[:len(choices)])
 
 # %% ../../nbs/problems/12_mapping.ipynb #3ad2cff6
 def make_problem(
-    row: dict, # Where it comes from: `__file__` and `__row__`
+    row: dict, # With `__file__` and `__row__`
     source: str, # e.g. omni-math/HMMT_2
     domain: str, # math, science, logic or code
     question: str,
     answer: str, # Letters for choices, "" for code
-    kind: str = "math", # How the answer is judged: math, choice or code
+    kind: str = "math", # Or choice or code
     choices: list[str] | None = None, # Without their letters
-    **meta, # What else is worth keeping; what is None is left out
+    **meta, # What is None is left out
 ) -> Problem:
     "A training problem that notes the file and the row it comes from"
-    origin = {"file": row["__file__"], "row": row["__row__"]}
-    details = json.dumps(origin | {k: v for k, v in meta.items() if v is not None}, ensure_ascii=False)
-    "".join((answer, details, *(choices or ()))).encode() # half a surrogate pair is no text, and raises ValueError
-    return Problem(question_id(question), source, domain, question.strip(), choices, answer.strip(), kind, details,
+    details = {"file": row["__file__"], "row": row["__row__"]} | {k: v for k, v in meta.items() if v is not None}
+    text = json.dumps(details, ensure_ascii=False)
+    "".join((answer, text, *(choices or ()))).encode() # half a surrogate pair is no text, and raises ValueError
+    return Problem(question_id(question), source, domain, question.strip(), choices, answer.strip(), kind, text,
                    "train")
 
 
 def _fit_problem(row, source, domain, question, answer, kind="math", choices=None, **meta) -> Problem | str:
-    "As `make_problem`, or why the answer cannot be judged"
     return unfit(question, answer, kind) or make_problem(row, source, domain, question, answer, kind, choices, **meta)
 
 
 def _choice_problem(row: dict, source: str, domain: str, question: str, answer: str) -> Problem | str:
-    "As `make_problem`, with the choices cut out of the question and the letters that the answer names"
+    "With the choices cut out of the question"
     if reason := unfit(question, answer, "choice"): return reason
     if not (parts := split_choices(question)): return "choices not found"
     (stem, choices), right = parts, letters(answer)
@@ -139,30 +133,29 @@ def _arena_code(row: dict, source: str) -> Problem | str:
 
 
 def _arena_math(row: dict, source: str, domain: str, answers: list[str]) -> Problem | str:
-    question, kind, units = row["problem"], row["answer_type"], {u for u in row["unit"] or [] if u}
-    if len(units) > 1 or len(answers) > 1 and kind != "SET": return "several parts"
-    answer = answers[0] if kind != "SET" or "{" in answers[0] else f"\\{{{', '.join(answers)}\\}}"
+    question, is_set, units = row["problem"], row["answer_type"] == "SET", {u for u in row["unit"] or [] if u}
+    if len(units) > 1 or len(answers) > 1 and not is_set: return "several parts"
+    answer = f"\\{{{', '.join(answers)}\\}}" if is_set and "{" not in answers[0] else answers[0]
     if units: question = f"{question.strip()}\nGive the answer in {units.pop()}."
     return _fit_problem(row, source, domain, question, answer.strip("$ "))
 
 
 def olympic_arena(row: dict) -> Problem | str:
     "A row of OlympicArena, or why it has no problem"
-    question, kind, subject = row["problem"], row["answer_type"], row["subject"]
-    source, domain = f"olympic-arena/{subject}", "math" if subject == "Math" else "science"
-    answers = [a for a in row["answer"] or [] if a]
+    kind, subject, answers = row["answer_type"], row["subject"], [a for a in row["answer"] or [] if a]
+    place = row, f"olympic-arena/{subject}", "math" if subject == "Math" else "science"
     if row["language"] != "EN": return "not English"
     if row["modality"] != "text-only" or row["figure_urls"]: return "needs a picture"
-    if kind == "CODE": return _arena_code(row, source)
+    if kind == "CODE": return _arena_code(*place[:2])
     if kind in ("MPV", "MA"): return "several parts"
     if not answers: return "no answer"
     if kind in ("SC", "MC"):
         right = "".join(sorted({letter for a in answers for letter in letters(a) or ""}))
-        return _choice_problem(row, source, domain, question, right)
+        return _choice_problem(*place, row["problem"], right)
     if kind == "TF":
         right = {"True": "A", "False": "B"}.get(answers[0])
-        return _fit_problem(row, source, domain, question, right, "choice", ["True", "False"]) if right else "no answer"
-    if kind in ("NV", "SET", "IN", "EX", "EQ", "TUP"): return _arena_math(row, source, domain, answers)
+        return _fit_problem(*place, row["problem"], right, "choice", ["True", "False"]) if right else "no answer"
+    if kind in ("NV", "SET", "IN", "EX", "EQ", "TUP"): return _arena_math(*place, answers)
     return "answer type"
 
 # %% ../../nbs/problems/12_mapping.ipynb #80530c36
@@ -189,12 +182,11 @@ _tests_bytes, _tests_chars = 2**27, 100_000
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    "Reads text, numbers and lists of them; anything that has a name is refused"
     def find_class(self, module, name): raise pickle.UnpicklingError("names are not allowed")
 
 
 def decode_tests(packed: str) -> list[dict]: # Raises ValueError where it holds anything but tests
-    "The tests of a LiveCodeBench row, JSON or JSON pickled, compressed and in base 64, read as plain data"
+    "The tests of a LiveCodeBench row: JSON, or JSON pickled, compressed and in base 64"
     if not packed.lstrip().startswith("["):
         stream = zlib.decompressobj()
         try: plain = stream.decompress(base64.b64decode(packed, validate=True), _tests_bytes)
@@ -209,13 +201,13 @@ def decode_tests(packed: str) -> list[dict]: # Raises ValueError where it holds 
 
 def _code_problem(row, source, question, tests, function=None, starter=None, **meta) -> Problem | str:
     "A programming problem, judged by as many of its tests as fit into 100,000 characters"
-    selected, room = [], _tests_chars
+    selected, size = [], 0
     for test in tests:
         if not all(isinstance(test[k], str) for k in ("input", "output")): return "unreadable tests"
-        size = len(test["input"]) + len(test["output"])
-        if size <= room:
+        larger = size + len(test["input"]) + len(test["output"])
+        if larger <= _tests_chars:
             selected.append(test)
-            room -= size
+            size = larger
     if not selected: return "tests too long" if tests else "no tests"
     return _fit_problem(row, source, "code", question, "", "code", tests=selected,
                         tests_left_out=len(tests) - len(selected), function=function, starter=starter or "",
@@ -243,12 +235,12 @@ def _numina(row: dict, name: str, answer: str) -> Problem | str:
     return (_choice_problem if lettered else make_problem)(row, _source(name, row), "math", question, answer)
 
 
-def numina_cot(row: dict, name: str = "numina-math-cot") -> Problem | str: # The name of a set with such rows
+def numina_cot(row: dict, name: str = "numina-math-cot") -> Problem | str:
     "A row of NuminaMath-CoT, or why it has no problem"
     return _numina(row, name, extract(row["solution"] or "") or "")
 
 
-def numina_15(row: dict, name: str = "numina-math-1.5") -> Problem | str: # The name of a set with such rows
+def numina_15(row: dict, name: str = "numina-math-1.5") -> Problem | str:
     "A row of NuminaMath 1.5, or why it has no problem"
     answer = (row["answer"] or "").strip()
     if row.get("question_type") == "proof" or answer.casefold() == "proof": return "proof"
@@ -265,8 +257,8 @@ def omni_math(row: dict) -> Problem | str:
 def _lines(text: str | list) -> str: return text if isinstance(text, str) else "\n".join(map(str, text))
 
 
-def listed_tests(columns: dict) -> tuple[list[dict], str | None]: # As the verifier reads them, and what they call
-    "Tests as APPS and TACO write them: inputs and outputs of the same length, fn_name where a function is called"
+def listed_tests(columns: dict) -> tuple[list[dict], str | None]: # And the function that they call
+    "The tests of inputs, outputs and perhaps fn_name, as APPS and TACO write them"
     function = columns.get("fn_name")
     pairs = zip(columns.get("inputs") or [], columns.get("outputs") or [], strict=True)
     if not function: return [{"input": _lines(i), "output": _lines(o), "kind": "stdin"} for i, o in pairs], None
@@ -285,8 +277,8 @@ def openthoughts(row: dict) -> Problem | str:
     return _code_problem(row, _source(name, row), row["problem"], tests, function, row.get("starter_code"))
 
 
-def stated_answer(solution: str | None) -> str: # Empty where it does not say its answer apart from its steps
-    "The final answer of a worked solution: its last box, or all of one short line"
+def stated_answer(solution: str | None) -> str:
+    "The final answer of a worked solution: its last box, or all of one short line, or nothing"
     if box := extract(solution or ""): return box
     text = (solution or "").strip().strip("$").strip()
     return text.rstrip(".") if "\n" not in text and len(text) <= 80 else ""
@@ -302,18 +294,16 @@ def s1k(row: dict) -> Problem | str:
 # %% ../../nbs/problems/12_mapping.ipynb #8fc1871c
 def _choices(value, place: str) -> list[str]:
     if isinstance(value, str):
-        try: value = json.loads(value)
-        except ValueError: value = None
+        with suppress(ValueError): value = json.loads(value)
     if not isinstance(value, list) or len(value) < 2:
         raise InputError(f"{place} holds no list of choices: write them as a list, in CSV as JSON.")
     return [str(v).strip() for v in value]
 
 
 def _right(value, choices: list[str], place: str) -> str:
-    "The letters of an answer that may be letters, places or a choice's text"
     several = value if isinstance(value, list) else [value]
     if all(isinstance(v, int) or str(v).isdigit() and str(v) not in choices for v in several):
-        right = "".join(_letters[int(v)] for v in several if int(v) < min(len(choices), len(_letters)))
+        right = "".join(_letters[int(v):int(v) + 1] for v in several)
     elif all(str(v).strip() in choices for v in several):
         right = "".join(_letters[choices.index(str(v).strip())] for v in several)
     else: right = letters(", ".join(map(str, several))) or ""
@@ -325,9 +315,9 @@ def _right(value, choices: list[str], place: str) -> str:
 
 def own_problem(
     row: dict,
-    columns: dict[str, str], # What it calls its question, answer and perhaps choices; and its domain
-    name: str, # Of the file, for messages
-) -> Problem | str: # Raises InputError naming file, row and column where they hold something else
+    columns: dict[str, str], # What it calls question, answer and perhaps choices; and its domain
+    name: str, # Of the file
+) -> Problem | str: # Raises InputError naming file, row and column
     "A row of a file of one's own"
     place = f"{name}, row {row['__row__']}, column"
     question, answer = row[columns["question"]], row[columns["answer"]]

@@ -6,7 +6,6 @@
 __all__ = ['Result', 'isolation', 'run', 'same_output', 'same_value', 'passes']
 
 # %% ../../nbs/problems/10_sandbox.ipynb #18021a9d
-import itertools
 import json
 import math
 import os
@@ -21,6 +20,7 @@ from contextlib import suppress
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from glob import glob
+from itertools import count
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -33,7 +33,6 @@ _environment = {"LANG": "C.UTF-8", "LD_LIBRARY_PATH": "/python/lib", "PYTHONUTF8
 
 @cache
 def _tree() -> list[str]:
-    "Options of bubblewrap that show the interpreter and the system's libraries, and nothing else"
     base, options = os.path.realpath(sys.base_prefix), []
     for folder in ("/usr", "/etc", "/nix", "/python", "/python/bin"): options += ["--perms", "0755", "--dir", folder]
     for path in ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/nix/store", "/etc/ld.so.cache"):
@@ -58,7 +57,7 @@ _ALLOW, _KILL, _EPERM, _ENOSYS = 0x7FFF0000, 0x80000000, 0x00050001, 0x00050026
 
 @cache
 def _call_filter() -> bytes: # Empty where we know none
-    "The filter on system calls, steps of 8 bytes: what to do, how far to jump if so and if not, a number"
+    "Steps of 8 bytes: what to do, how far to jump if so and if not, a number"
     machine = os.uname().machine
     if machine not in _machines or sys.maxsize < 2**32: return b""
     audit, socket, clone = _machines[machine]
@@ -106,21 +105,18 @@ function = getattr(space["Solution"](), task["function"]) if "Solution" in space
 data = dumps(function(*arguments)).encode()
 while data: data = data[write(task["value"], data):]
 '''
-_sandbox_count = itertools.count()
+_files_mb, _output_mb, _processes = 64, 8, 32
+_sandbox_count = count()
 
 
 def _spare_uid() -> int: # 0 where we are not root
     "A user who owns nothing, another one for each sandbox: some limits count by user"
     if os.getuid(): return 0
-    first, _, count = (int(n) for n in Path("/proc/self/uid_map").read_text().split()[-3:])
-    return first + count - 2 - (os.getpid() * 2**10 + next(_sandbox_count)) % min(count // 4, 2**24)
-
-
-_files_mb, _output_mb, _processes = 64, 8, 32
+    first, _, size = (int(n) for n in Path("/proc/self/uid_map").read_text().split()[-3:])
+    return first + size - 2 - (os.getpid() * 2**10 + next(_sandbox_count)) % min(size // 4, 2**24)
 
 
 def _bubblewrap(folder: str, call_filter: int) -> list[str]:
-    "The command that makes a sandbox, to be followed by what runs in it; the filter is an open file's number"
     # as root without a user namespace, whose root would be ours; the script then becomes nobody
     user = ["--unshare-user"] if os.getuid() else ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID",
                                                         "--cap-add", "CAP_SETGID"]
@@ -146,8 +142,7 @@ class Result(NamedTuple):
     def ok(self) -> bool: return self.exit_code == 0 and not self.reason
 
 
-def _children(pid: int) -> list[int]:
-    "The processes that a process started, by Linux's /proc"
+def _children(pid: int) -> list[int]: # by Linux's /proc
     pids = []
     for file in glob(f"/proc/{pid}/task/*/children"):
         with suppress(OSError): pids += map(int, Path(file).read_text().split())
@@ -155,7 +150,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _resident(pid: int) -> list[int]:
-    "Bytes of memory that each child of a process holds, and each of theirs"
+    "Bytes of memory that each process below this one holds"
     sizes = []
     for child in _children(pid):
         with suppress(OSError, IndexError): # it ended meanwhile
@@ -164,7 +159,8 @@ def _resident(pid: int) -> list[int]:
     return sizes
 
 
-def _size(files: list[BinaryIO]) -> int: return max(os.fstat(file.fileno()).st_size for file in files)
+def _too_large(files: list[BinaryIO]) -> bool:
+    return max(os.fstat(file.fileno()).st_size for file in files) > _output_mb * 2**20
 
 
 def _watch(process: subprocess.Popen, outputs: list[BinaryIO], seconds: float, memory_mb: int) -> str | None:
@@ -176,7 +172,7 @@ def _watch(process: subprocess.Popen, outputs: list[BinaryIO], seconds: float, m
             return None
         sizes = _resident(process.pid)
         if time.monotonic() > until: return "time"
-        if _size(outputs) > _output_mb * 2**20: return "output"
+        if _too_large(outputs): return "output"
         if len(sizes) > _processes + 2: return "processes"
         if sum(sizes) > (memory_mb + 32) * 2**20: return "memory" # a Python that does nothing holds 10
 
@@ -202,7 +198,6 @@ def _file(data: bytes = b"") -> BinaryIO:
 
 
 def _run(code, stdin, isolated, function=None, time_limit=10, memory_mb=1024) -> Result:
-    "As `run`; without a sandbox where not `isolated`"
     with tempfile.TemporaryDirectory() as folder, _file(stdin.encode("utf-8", "surrogatepass")) as entry, \
             _file(_call_filter()) as calls, _file() as out, _file() as error, _file() as value:
         Path(folder, "program.py").write_bytes(code.encode("utf-8", "surrogatepass"))
@@ -221,7 +216,7 @@ def _run(code, stdin, isolated, function=None, time_limit=10, memory_mb=1024) ->
         seconds, exit_code = time.monotonic() - start, None if reason else process.returncode
         for file in outputs: file.seek(0)
         stdout, stderr, returned = (file.read(_output_mb * 2**20).decode("utf-8", "replace") for file in outputs)
-        if _size(outputs) > _output_mb * 2**20: reason = "output"
+        if _too_large(outputs): reason = "output"
         elif exit_code == 128 + signal.SIGXCPU or exit_code == 128 + signal.SIGKILL and seconds > time_limit:
             reason = "time"
         elif exit_code and (exit_code < 0 or stderr.startswith("bwrap: ")): reason = "lost"
@@ -241,7 +236,7 @@ except OSError: print("contained", input())
 
 
 @cache
-def isolation() -> str | None: # None where nothing isolates
+def isolation() -> str | None:
     "What isolates programs here: `bubblewrap`, or None"
     if sys.platform != "linux" or not shutil.which("bwrap"): return None
     return "bubblewrap" if _run(_probe, "yes", True).stdout == "contained yes\n" else None
@@ -251,12 +246,12 @@ def run(
     code: str, # A Python program
     stdin: str = "",
     *,
-    function: str | None = None, # Call this function, or method of `Solution`, with the input's lines as JSON
+    function: str | None = None, # Call this, or a method of `Solution`, with the input's lines as JSON
     time_limit: float = 10, # Seconds of processor time; twice that and a second by the clock
-    memory_mb: int = 1024, # … over all its processes
-    unsafe: bool = False, # Whether to run where nothing isolates, under limits alone
-) -> Result: # Raises InputError where nothing isolates and it is not `unsafe`
-    "Run a program once"
+    memory_mb: int = 1024, # Of all its processes
+    unsafe: bool = False, # Run where nothing isolates, under limits alone
+) -> Result:
+    "Run a program once; raises InputError where nothing isolates and it is not `unsafe`"
     if not isolation() and not unsafe:
         raise InputError("Nothing here can isolate programs that a model wrote: install bubblewrap (and allow user "
                          "namespaces), or set unsafe_code = true to run them with limits on time and memory alone.")
@@ -297,9 +292,9 @@ def _right(result: Result, test: dict) -> bool:
 
 
 def passes(
-    code: str, # The program, or the solution that defines the function
+    code: str,
     tests: list[dict], # Each with input, output, and kind: stdin or functional
-    function: str | None = None, # The function that functional tests call
+    function: str | None = None, # What functional tests call
     **options, # As for `run`
 ) -> bool:
     "Whether a program passes all tests, the first failure ending it; one without tests passes none"

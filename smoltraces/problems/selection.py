@@ -12,14 +12,13 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -52,9 +51,9 @@ _question_columns = ("problem", "question", "Question", "Problem", "prompt")
 
 class Question(NamedTuple):
     "A question of a benchmark"
-    id: str # The benchmark's name and the row, from 1, e.g. math500/17
+    id: str # e.g. math500/17
     text: str
-    secret: bool = False # Whether its text may be shown
+    secret: bool = False # Its text may not be shown
 
     @property
     def benchmark(self) -> str: return self.id.rpartition("/")[0]
@@ -62,10 +61,10 @@ class Question(NamedTuple):
 
 def load_questions(
     spec: str, # NAME or NAME@PATH
-    offline: bool = False, # Whether the hub may not be asked
+    offline: bool = False,
     root: Path = Path(), # Where a relative PATH begins
-) -> list[Question]: # Raises InputError naming the benchmark, or the file and the column
-    "The questions of a benchmark"
+) -> list[Question]:
+    "The questions of a benchmark; raises InputError naming it, or the file"
     name, _, path = spec.partition("@")
     if name not in QUESTION_SETS and not path:
         raise InputError(f"Unknown benchmark {name!r} in decontaminate: {nearest(name, QUESTION_SETS)} Any other is "
@@ -83,25 +82,19 @@ def load_questions(
 # %% ../../nbs/problems/14_selection.ipynb #3ff71cd7
 class Overlap(NamedTuple):
     "What a problem shares with a benchmark's question"
-    question: Question # The one it shares the most with
-    shared: int # Different n-grams in both
-    ngram: str # One of them, or all of a short question
-    secret: bool # Whether any question it shares words with may not be shown
+    question: Question # It shares the most with this one
+    shared: int # n-grams
+    ngram: str # One of them, or a whole short question
+    secret: bool # Any question it shares words with is secret
 
 
 def _grams(words: list[str], n: int) -> set[str]:
-    "Every n words in a row"
     return set(map(" ".join, zip(*(words[i:] for i in range(n)), strict=False)))
 
 
 class Ngrams:
-    "An index of a benchmark's questions; called with a text, it returns the overlap, None where there is none"
-    def __init__(
-        self,
-        questions: Iterable[Question],
-        n: int = 8, # Words in a row
-        least: int = 1, # Shared n-grams from which it is an overlap
-    ):
+    "Called with a text, it returns its overlap: `least` runs of n words or more, or None"
+    def __init__(self, questions: Iterable[Question], n: int = 8, least: int = 1):
         self.n, self.least, self.index, self.short = n, least, {}, []
         for question in questions:
             parts = words(question.text)
@@ -110,9 +103,8 @@ class Ngrams:
 
     def __call__(self, text: str) -> Overlap | None:
         parts = words(text)
-        shared = sorted(_grams(parts, self.n) & self.index.keys())
+        line, shared = f" {' '.join(parts)} ", sorted(_grams(parts, self.n) & self.index.keys())
         counts = Counter(q for gram in shared for q in self.index[gram])
-        line = f" {' '.join(parts)} "
         whole = {question: gram.strip() for gram, question in self.short if gram in line}
         secret = any(q.secret for q in (*counts, *whole))
         question, count = counts.most_common(1)[0] if counts else (None, 0)
@@ -135,9 +127,9 @@ def bands(threshold: float) -> tuple[int, int]: # How many bands, of how many nu
 # %% ../../nbs/problems/14_selection.ipynb #27a5b3b2
 class Repeat(NamedTuple):
     "A text that says what an earlier one says"
-    index: int # Its position
-    kept: int # Position of the earlier text
-    similarity: float # Of their sets of three-word runs, 0 to 1
+    index: int
+    kept: int # The earlier one's index
+    similarity: float # 0 to 1
 
 
 def _runs(text: str) -> frozenset[str]:
@@ -148,41 +140,29 @@ def _runs(text: str) -> frozenset[str]:
 def _alike(one: frozenset, other: frozenset) -> float: return len(one & other) / len(one | other)
 
 
-def _meetings(texts: Sequence[str], threshold: float) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    "Texts that meet others in a band, in order, each with its bands' numbers"
-    from rensa import RMinHash
-    count, size = bands(threshold)
-    mix = np.random.default_rng(0).integers(1, 2**63, size, dtype=np.uint64) | np.uint64(1)
-    keys = np.empty((len(texts), count), dtype=np.uint64)
-    for at in range(0, len(texts), 10_000):
-        sets = [list(_runs(text)) for text in texts[at:at + 10_000]]
-        rows = RMinHash.digest_matrix_from_token_sets(sets, count * size, 0).to_rows()
-        keys[at:at + len(sets)] = np.array(rows, dtype=np.uint64).reshape(-1, count, size) @ mix # wraps around
-    shared = np.column_stack([pd.Series(band).duplicated(keep=False) for band in keys.T])
-    for k in np.flatnonzero(shared.any(axis=1)).tolist():
-        yield k, [(band, keys[k, band]) for band in np.flatnonzero(shared[k])]
-
-
 def near_duplicates(
-    texts: Sequence[str], # By position from 0; a column of a table will do
+    texts: Sequence[str],
     threshold: float = 0.8, # Jaccard similarity of the sets of three-word runs
     choices: Sequence[str] | None = None, # Of each text, "" where it has none; they must be alike too
 ) -> list[Repeat]: # In the order of the texts; of each group the first stays
     "The texts that repeat an earlier one in nearly the same words"
+    from rensa import RMinHash, RMinHashLSH
+    count, size = bands(threshold)
     runs = lru_cache(maxsize=2_000)(lambda k: (_runs(texts[k]), _runs(choices[k] if choices is not None else "")))
-    buckets, repeats = {}, []
-    for k, places in _meetings(texts, threshold):
-        for other in sorted({other for place in places for other in buckets.get(place, ())}):
-            similarity = min(_alike(a, b) for a, b in zip(runs(k), runs(other), strict=True))
+    index, repeats = RMinHashLSH(threshold, count * size, count), []
+    for k in range(len(texts)):
+        numbers = RMinHash(count * size, 0)
+        numbers.update(list(runs(k)[0]))
+        for other in sorted(index.query(numbers)):
+            similarity = min(map(_alike, runs(k), runs(other)))
             if similarity >= threshold:
                 repeats.append(Repeat(k, other, round(similarity, 4)))
                 break
-        else:
-            for place in places: buckets.setdefault(place, []).append(k)
+        else: index.insert(k, numbers)
     return repeats
 
 # %% ../../nbs/problems/14_selection.ipynb #cd2c2794
-def shares(counts: dict, n: int) -> dict: # How many of each; all where there are no more than n
+def shares(counts: dict, n: int) -> dict:
     "Whole numbers in proportion to `counts` that add up to n, by largest remainder"
     total = sum(counts.values())
     if n >= total: return dict(counts)
@@ -192,8 +172,8 @@ def shares(counts: dict, n: int) -> dict: # How many of each; all where there ar
     return whole
 
 
-def stratified(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled, with their index
-    "Draw n rows (all where there are fewer), keeping the mix in the columns source and domain"
+def stratified(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # With their index
+    "Draw n rows at most, shuffled, keeping the mix in the columns source and domain"
     groups = pool.groupby(["source", "domain"], sort=True).indices
     sample = []
     for key, count in shares({k: len(v) for k, v in groups.items()}, n).items():
@@ -204,18 +184,18 @@ def stratified(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At 
     return pool.iloc[sample]
 
 
-def quotas(counts: dict, n: int) -> dict: # How many of each; all where there are no more than n
+def quotas(counts: dict, n: int) -> dict:
     "The same number of each corpus, as far as it reaches"
-    left, whole = dict(counts), {}
-    while small := {k: c for k, c in left.items() if c * len(left) <= n}:
+    larger, whole = dict(counts), {}
+    while small := {k: c for k, c in larger.items() if c * len(larger) <= n}:
         whole |= small
         n -= sum(small.values())
-        left = {k: c for k, c in left.items() if k not in small}
-    return whole | shares(dict.fromkeys(left, n), n)
+        larger = {k: c for k, c in larger.items() if k not in small}
+    return whole | shares(dict.fromkeys(larger, n), n)
 
 
-def draw(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n rows, shuffled
-    "Draw n rows (all where there are fewer), as many from each in the column corpus, keeping its own mix"
+def draw(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame:
+    "Draw n rows at most, shuffled, as many from each in the column corpus, keeping its own mix"
     places = pool.groupby("corpus", sort=True).indices
     parts = [stratified(pool.iloc[places[k]], count, seed)
              for k, count in sorted(quotas({k: len(v) for k, v in places.items()}, n).items())]
@@ -224,8 +204,8 @@ def draw(pool: pd.DataFrame, n: int, seed: int = 0) -> pd.DataFrame: # At most n
     return pool.loc[order]
 
 
-def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis; a new one where None
-    "How many problems each corpus (each source, where there is one corpus alone) gives to each domain, as bars"
+def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis
+    "Problems by corpus (by source, where there is one corpus) and domain, as bars"
     parts = problems.source.str.partition("/")
     table = pd.crosstab(parts[0] if parts[0].nunique() > 1 else parts[2], problems.domain)
     table = table.reindex(columns=[d for d in DOMAINS if d in table.columns])
@@ -237,44 +217,34 @@ def plot_mix(problems: pd.DataFrame, axis=None): # Matplotlib's axis; a new one 
 
 # %% ../../nbs/problems/14_selection.ipynb #832ce8e6
 def _removed(problem: dict | pd.Series, corpus: str, reason: str, matched: str, **more) -> dict:
-    "A row of removed.parquet"
     return {"id": problem["id"], "corpus": corpus, "source": problem["source"], "reason": reason, "matched": matched,
             "text": problem["question"][:200]} | more
 
 
-def _new_problems(corpus, rows, ids, find, dropped: Counter, removed: list[dict]) -> Iterator[dict]:
-    "The problems of `read_corpus`; what is not one of them is counted or listed"
-    for row in rows:
-        problem = problem_of(corpus, row)
-        if isinstance(problem, str):
-            dropped[problem] += 1
-            continue
-        overlap, problem = find(problem.question), vars(problem)
-        if overlap:
-            text = {"text": None} if overlap.secret else {"ngram": overlap.ngram}
-            removed.append(_removed(problem, corpus.name, f"overlaps {overlap.question.benchmark}",
-                                    overlap.question.id, shared=overlap.shared, **text))
-        elif problem["id"] in ids:
-            removed.append(_removed(problem, corpus.name, "duplicate", problem["id"], similarity=1.0))
-        else:
-            ids.add(problem["id"])
-            yield problem
-
-
 def read_corpus(
     spec: Spec,
-    ids: set[str], # Of problems that count as there before; those of the new problems are added
-    find: Callable = lambda text: None, # Overlap of a text with the benchmarks, see `Ngrams`
-    offline: bool = False, # Whether the hub may not be asked
+    ids: set[str], # Of earlier problems; those of the new ones are added
+    find: Callable = lambda text: None, # Its `Overlap`, see `Ngrams`
+    offline: bool = False,
 ) -> tuple[pd.DataFrame, list[dict], dict]: # Problems, what was removed, and counts
     "The problems of a corpus that can be judged and are new"
     from tqdm.auto import tqdm
-    corpus, dropped, removed = spec.corpus, Counter(), []
+    corpus, dropped, removed, problems = spec.corpus, Counter(), [], []
     files, origin = fetch(corpus, spec.path, offline)
     rows = (row for file in files for row in read_rows(file, corpus.columns))
-    rows = tqdm(rows, desc=corpus.name, unit=" rows", delay=1)
-    problems = pd.DataFrame(_new_problems(corpus, rows, ids, find, dropped, removed), columns=problem_schema.names)
-    return problems.assign(corpus=corpus.name), removed, {
+    for row in tqdm(rows, desc=corpus.name, unit=" rows", delay=1):
+        problem = problem_of(corpus, row)
+        if isinstance(problem, str): dropped[problem] += 1
+        elif overlap := find(problem.question):
+            text = {"text": None} if overlap.secret else {"ngram": overlap.ngram}
+            removed.append(_removed(vars(problem), corpus.name, f"overlaps {overlap.question.benchmark}",
+                                    overlap.question.id, shared=overlap.shared, **text))
+        elif problem.id in ids:
+            removed.append(_removed(vars(problem), corpus.name, "duplicate", problem.id, similarity=1.0))
+        else:
+            ids.add(problem.id)
+            problems.append(vars(problem))
+    return pd.DataFrame(problems, columns=problem_schema.names).assign(corpus=corpus.name), removed, {
         "corpus": corpus.name, "about": corpus.about, "licence": corpus.licence, **origin,
         "rows": len(problems) + dropped.total() + len(removed), "dropped": dict(sorted(dropped.items()))}
 
@@ -283,7 +253,7 @@ def gather(
     specs: list[Spec],
     held_out: set[str] = frozenset(), # Ids of questions that may not be drawn
     questions: list = (), # Of the benchmarks, see `load_questions`
-    words: int = 8, # In a row, to count as shared with a question
+    words: int = 8, # In a row, to count as shared
     least: int = 1, # Shared runs from which a problem is removed
     similar: float = 0.8, # From which two problems count as one
     offline: bool = False,
@@ -292,16 +262,16 @@ def gather(
     ids, find = set(held_out), Ngrams(questions, words, least)
     parts, losses, funnel = zip(*(read_corpus(spec, ids, find, offline) for spec in specs), strict=True)
     pool, removed = pd.concat(parts, ignore_index=True), [row for rows in losses for row in rows]
-    del parts, ids # so that a large pool stands in memory once
     repeats = near_duplicates(pool.question, similar, ["" if c is None else "\n".join(c) for c in pool.choices])
     for repeat in repeats:
-        row, kept = pool.iloc[repeat.index], pool.id.iloc[repeat.kept]
-        removed.append(_removed(row, row["corpus"], "near duplicate", kept, similarity=repeat.similarity))
+        row = pool.iloc[repeat.index]
+        removed.append(_removed(row, row["corpus"], "near duplicate", pool.id.iloc[repeat.kept],
+                                similarity=repeat.similarity))
     pool = pool.drop(index=[r.index for r in repeats]).reset_index(drop=True)
-    reasons, left = Counter((r["corpus"], r["reason"]) for r in removed), Counter(pool.corpus)
+    reasons, sizes = Counter((r["corpus"], r["reason"]) for r in removed), Counter(pool.corpus)
     for counts in funnel:
         counts["removed"] = {reason: n for (name, reason), n in sorted(reasons.items()) if name == counts["corpus"]}
-        counts["kept"] = left[counts["corpus"]]
+        counts["kept"] = sizes[counts["corpus"]]
     return pool, removed, funnel
 
 # %% ../../nbs/problems/14_selection.ipynb #1887dd07
@@ -352,7 +322,7 @@ def build_problems(cfg: Settings) -> pd.DataFrame: # Columns of `problem_schema`
     return frame
 
 # %% ../../nbs/problems/14_selection.ipynb #8ab53f18
-def funnel(cfg: Settings) -> pd.DataFrame: # Steps down, corpora (families of embedded problems) and their sum across
+def funnel(cfg: Settings) -> pd.DataFrame: # Steps down, corpora (or families) and their sum across
     "What became of the rows that were read, or of the embedded problems that were drawn"
     counts, losses = read_json(cfg.path("problems", "funnel.json")), ("dropped", "removed")
     if "corpora" in counts:

@@ -30,10 +30,8 @@ _TAGS = [("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>")
 _SOLUTION = re.compile(r"<\|(?:begin|end)_of_solution\|>")
 
 
-def split_output(
-    output: str, # As published: thinking between tags, then the response
-) -> tuple[str, str] | str: # Thinking and response; or why they cannot be told apart
-    "Part an output into its trace and its response; an opening tag may be missing, as R1's own template writes it"
+def split_output(output: str) -> tuple[str, str] | str: # Or why they cannot be told apart
+    "The thinking and the response of an output; the opening tag may be missing, as R1's own template writes it"
     for opening, end in _TAGS:
         if opening not in output and end not in output: continue
         thinking, closed, response = output.partition(end)
@@ -72,33 +70,28 @@ def _openr1_traces(row: dict) -> list[Published | str]:
     return ["marked incomplete" if complete is False else "cut off" if finish == "length" else _published(output)
             for *_, complete, finish, output in traces]
 
-# %% ../../nbs/traces/34_published.ipynb #341f2e43
+
 def _openthoughts_traces(row: dict) -> list[Published | str]:
     if row.get("deepseek_reasoning"): return [_pair(row["deepseek_reasoning"], row.get("deepseek_solution"))]
     return [_published(turn["value"]) for turn in row.get("conversations") or [] if turn["from"] == "assistant"]
 
 
-def _s1k_traces(row: dict) -> list[Published | str]:
-    return [_pair(row["deepseek_thinking_trajectory"], row["deepseek_attempt"])]
+_READERS = {"openr1-math-220k": _openr1_traces, "openthoughts-114k": _openthoughts_traces,
+            "s1k-1.1": lambda row: [_pair(row["deepseek_thinking_trajectory"], row["deepseek_attempt"])]}
 
 
-_READERS = {"openr1-math-220k": _openr1_traces, "openthoughts-114k": _openthoughts_traces, "s1k-1.1": _s1k_traces}
+def _reader(spec: Spec) -> Callable[[dict], list[Published | str]] | None: # None for a set without traces
+    if {"trace", "response"} & spec.columns.keys(): return partial(_own_traces, columns=spec.columns)
+    return _READERS.get(spec.corpus.name)
 
-# %% ../../nbs/traces/34_published.ipynb #3af65b65
+
 def _own_traces(row: dict, columns: dict[str, str]) -> list[Published | str]:
     model = str(row[columns["teacher"]]) if "teacher" in columns else "not stated"
     if {"trace", "response"} <= columns.keys(): return [_pair(row[columns["trace"]], row[columns["response"]], model)]
     return [_published(row[columns.get("trace") or columns["response"]], model)]
 
-
-def _reader(spec: Spec) -> Callable[[dict], list[Published | str]] | None:
-    "What reads the traces of a row; None for a set without traces"
-    if spec.corpus.name in _READERS: return _READERS[spec.corpus.name]
-    return partial(_own_traces, columns=spec.columns) if {"trace", "response"} & spec.columns.keys() else None
-
 # %% ../../nbs/traces/34_published.ipynb #c8544f96
 def _rows_of(spec: Spec, offline: bool) -> Iterator[tuple[dict, Problem | str, list[Published | str]]]:
-    "The rows of a set, each with its problem and its traces, or why there are none"
     from tqdm.auto import tqdm
     read = _reader(spec)
     for row in tqdm(rows(spec, offline), desc=spec.corpus.name, unit=" rows", delay=1):
@@ -110,7 +103,7 @@ def _rows_of(spec: Spec, offline: bool) -> Iterator[tuple[dict, Problem | str, l
 def published_traces(
     specs: Iterable[str], # As for `import_traces`; corpora without traces are passed over
     ids: Iterable[str], # Of the wanted problems
-    offline: bool = False, # Whether the hub may not be asked
+    offline: bool = False,
     root: Path = Path(), # Where a relative path begins
 ) -> Iterator[tuple[str, str, str, str]]: # Problem id, trace, response, model; several for a problem, best first
     "Stream the traces that others published for these problems; not verified yet"
@@ -123,8 +116,7 @@ def published_traces(
         question = re.sub(r"^Return your final response within \\boxed\{\}\.\s*", "",
                           row.get("problem") or row.get("question") or turn or "")
         problem_id = problem.id if isinstance(problem, Problem) else question_id(question)
-        if problem_id in wanted:
-            yield from ((problem_id, *t) for t in traces if not isinstance(t, str))
+        if problem_id in wanted: yield from ((problem_id, *t) for t in traces if not isinstance(t, str))
 
 # %% ../../nbs/traces/34_published.ipynb #814b1653
 _reasons = ("answer is wrong", "no answer", "cut off", "marked incomplete", "thinks more than once", "no thinking",
@@ -138,10 +130,10 @@ class Imported:
     licence: str
     read: int = 0
     kept: int = 0
-    dropped: Counter = field(default_factory=Counter) # Rows that were left out, by reason
+    dropped: Counter = field(default_factory=Counter) # By reason
     table: pd.DataFrame | None = field(default=None, repr=False) # Where nothing was written
 
-# %% ../../nbs/traces/34_published.ipynb #c77a2f48
+
 def _first_right(problem: Problem, traces: list[Published | str], verify: Callable) -> Published | str:
     "The first trace that verifies, or what came of the best"
     reasons = []
@@ -166,7 +158,6 @@ def _verified(spec: Spec, offline: bool, verify: Callable, counts: Imported) -> 
 
 
 def _st_rows(verified: Iterable[tuple[Problem, Future]], prompt: str, counts: Imported) -> Iterator[dict]:
-    "Rows of ST; what is left out is counted"
     ids = set()
     for problem, future in verified:
         trace = "the same problem again" if problem.id in ids else future.result()
@@ -182,13 +173,13 @@ def _st_rows(verified: Iterable[tuple[Problem, Future]], prompt: str, counts: Im
 def import_traces(
     spec: str, # NAME, NAME@PATH, or FILE?question=COLUMN&answer=COLUMN&trace=COLUMN&response=COLUMN
     out: str | Path | None = None, # A Parquet file; the rows are kept in memory where None
-    limit: int | None = None, # Stop after so many rows kept
-    offline: bool = False, # Whether the hub may not be asked
+    limit: int | None = None, # Of rows kept
+    offline: bool = False,
     root: Path = Path(), # Where a relative path begins
-    unsafe: bool = False, # Whether programs are run where nothing isolates them
-    verifier: Verifier | None = None, # Its workers take seconds to start: one may serve several imports
-) -> Imported: # The counts; raises InputError naming a file, row or column that is missing
-    "Make ST rows of published traces, each with an answer that was verified here"
+    unsafe: bool = False, # Run programs where nothing isolates them
+    verifier: Verifier | None = None, # One may serve several imports
+) -> Imported:
+    "Make ST rows of published traces, each with an answer that was verified here; raises InputError"
     chosen = parse(spec, root)
     if not _reader(chosen):
         raise InputError(f"{spec.partition('?')[0]} holds no traces: choose from {', '.join(TRACE_SETS)}, or name the "

@@ -70,13 +70,13 @@ def tell(events: list[Event], rng: Random) -> str:
 class Straight(NamedTuple):
     "A solution written down by one who knows it"
     frame: str # The problem, its numbers restated
-    plan: str # A clause: the approach to explore
-    note: str # A clause: what one may overlook
+    plan: str # The approach to explore, a clause like those below
+    note: str # What one may overlook
     steps: list[str] # One small computation each
-    check: str # A clause: the answer confirmed by another route
-    whole: str # A clause: how it fits together
+    check: str # The answer confirmed by another route
+    whole: str # How it fits together
     answer: str # What goes into the box
-    stated: str = "" # The answer in the trace, where the box wants a longer form
+    stated: str = "" # In the trace, where the box wants a longer form
 
     def plain(self, rng: Random) -> str:
         "Plain chain of thought"
@@ -92,7 +92,7 @@ class Straight(NamedTuple):
 
 
 class Family(NamedTuple):
-    "The two ways to solve a family's problems, from reasoning-gym's metadata"
+    "The two ways to solve a family's problems, from reasoning-gym's metadata q"
     straight: Callable[[dict, Random, Random | None], Straight] # metadata, phrasing, slips
     search: Callable[[dict, Random], Events]
 
@@ -122,7 +122,7 @@ def _other_order(terms: list[int]) -> list[int]:
     return order if order != terms else terms[::-1]
 
 
-def _chain_sum(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _chain_sum(q, rng, slip):
     terms = _terms(q["expression"])
     slip_at, error = (slip.randrange(len(terms) - 1), slip.choice([-10, 10, -2, 2, -1, 1])) if slip else (-1, 0)
     steps, (*_, total) = _add_up(terms, lambda i, *_: error if i == slip_at else 0)
@@ -158,7 +158,7 @@ def _split(a: int, b: int) -> str: # by tens and ones
     return f"{_sum_line(a, tens, a + tens)}, {_sum_line(a + tens, b - tens, a + b)}"
 
 # %% ../../nbs/traces/33_solvers.ipynb #3d102641
-def _search_chain_sum(q: dict, rng: Random) -> Events:
+def _search_chain_sum(q, rng):
     terms = order = _terms(q["expression"])
     events = Events(say(rng, "I need {}|The sum is {}|Let me see, {}", q["expression"]))
     pair = next(((i, j) for i, j in combinations(range(len(terms)), 2) if j > 1 and
@@ -225,7 +225,7 @@ def _multiplied(factors: list[int], n: int) -> str:
     return ", ".join(f"{a} * {f} = {b}" for (a, b), f in zip(pairwise(products), factors[1:], strict=True))
 
 
-def _prime_factorization(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _prime_factorization(q, rng, slip):
     n, divisions = q["number"], len(q["factors"]) - 1
     steps, factors = _divide_out(n) if slip is None else _slip_in_division(n, divisions, slip)
     answer = " × ".join(map(str, factors))
@@ -238,7 +238,7 @@ def _prime_factorization(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "{} = {}|{} is {}|the factors of {} are {}", n, answer), answer)
 
 # %% ../../nbs/traces/33_solvers.ipynb #e2a9f94d
-def _search_prime_factorization(q: dict, rng: Random) -> Events:
+def _search_prime_factorization(q, rng):
     n = m = q["number"]
     events = Events(say(rng, "I need the prime factors of {}|Which primes make {}?|I have to factor {}", n))
     factors, d, failed, supposed = [], 2, 0, False
@@ -295,7 +295,7 @@ def _undo(a: int, b: int, c: int, name: str, slip_at: int = -1, error: int = 0) 
     return lines, x
 
 
-def _simple_equations(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _simple_equations(q, rng, slip):
     (a, b, c), name, equation = _linear(q["equation"]), q["variable"], q["equation"]
     steps, x = _undo(a, b, c, name)
     if slip is not None:
@@ -313,7 +313,7 @@ def _simple_equations(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "{} = {} fits the equation|{} = {} makes both sides equal|{} = {} works", name, x), str(x))
 
 # %% ../../nbs/traces/33_solvers.ipynb #bf9e8571
-def _search_simple_equations(q: dict, rng: Random) -> Events:
+def _search_simple_equations(q, rng):
     (a, b, c), name = _linear(q["equation"]), q["variable"]
     events = Events(say(rng, "The equation is {}|I have {}|I need to solve {}", q["equation"]))
     low, high, last, guess = 1, 9, 0, rng.choice([4, 5, 6])
@@ -345,7 +345,7 @@ def _euclid(a: int, b: int, slip_at: int = -1, error: int = 0) -> tuple[list[str
     return lines, a
 
 
-def _gcd(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _gcd(q, rng, slip):
     numbers = sorted(q["numbers"], reverse=True)
     steps, g = _euclid(*numbers)
     if slip is not None:
@@ -361,7 +361,7 @@ def _gcd(q: dict, rng: Random, slip: Random | None) -> Straight:
                  "{} is the greatest that divides both", g), str(g))
 
 
-def _search_gcd(q: dict, rng: Random) -> Events:
+def _search_gcd(q, rng):
     b, a = sorted(q["numbers"])
     events = Events(say(rng, "I need the GCD of {} and {}|The numbers are {} and {}|"
                              "What is the largest number that divides {} and {}?", a, b))
@@ -432,13 +432,13 @@ def _case(q: dict, truth: dict[int, bool], flips: tuple[int, ...] = ()) -> str:
     return f"{who}: {', '.join(claims)}, {'yes' if wrong is None else 'no'}"
 
 # %% ../../nbs/traces/33_solvers.ipynb #2d672647
-def _people_frame(q: dict, rng: Random) -> str:
+def _people_frame(q, rng):
     terms, names = q["knight_knave_terms"], " and ".join([", ".join(q["names"][:-1]), q["names"][-1]])
     return say(rng, "Who is {0} and who is {1} among {2}?|I have to tell {0} from {1} for {2}|"
                     "Each of {2} is {0} or {1}", terms["a_knight"], terms["a_knave"], names)
 
 
-def _knights_knaves(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _knights_knaves(q, rng, slip):
     n = len(q["names"])
     cases = [dict(enumerate(values)) for values in product([True, False], repeat=n)]
     chosen = solution = next(c for c in cases if not _misfits(q, c))
@@ -460,7 +460,7 @@ def _knights_knaves(q: dict, rng: Random, slip: Random | None) -> Straight:
         _people(q, chosen))
 
 # %% ../../nbs/traces/33_solvers.ipynb #44f1304b
-def _search_knights_knaves(q: dict, rng: Random) -> Events:
+def _search_knights_knaves(q, rng):
     n, events = len(q["names"]), Events(_people_frame(q, rng))
     order, truth, settled = rng.sample(range(n), n), {}, set()
 
@@ -512,12 +512,12 @@ def _greedy(puzzle: dict, forget: tuple[int, int] | None = None) -> tuple[list[s
     return lines, color
 
 
-def _graph_frame(puzzle: dict, rng: Random) -> str:
+def _graph_frame(puzzle, rng):
     return say(rng, "The edges are {0}|I color vertices 0 to {1} with edges {0}|Edges: {0}",
                ", ".join(f"{u}-{v}" for u, v in puzzle["edges"]), puzzle["vertices"][-1])
 
 
-def _graph_color(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _graph_color(q, rng, slip):
     puzzle = q["puzzle"]
     steps, color = _greedy(puzzle)
     if slip is not None:
@@ -534,7 +534,7 @@ def _graph_color(q: dict, rng: Random, slip: Random | None) -> Straight:
         _boxed_coloring(color), _painted(color, color))
 
 # %% ../../nbs/traces/33_solvers.ipynb #6ad21ac0
-def _search_graph_color(q: dict, rng: Random) -> Events:
+def _search_graph_color(q, rng):
     puzzle, color = q["puzzle"], {}
     events = Events(_graph_frame(puzzle, rng))
 
@@ -592,12 +592,12 @@ def _expressions(parts: list[_Part], lines: tuple[str, ...] = ()) -> Iterator[tu
             for part in _joins(parts[i], parts[j]): yield from _expressions([part, *rest], (*lines, part.line))
 
 
-def _countdown_frame(q: dict, rng: Random) -> str:
+def _countdown_frame(q, rng):
     return say(rng, "The numbers are {0} and the target is {1}|I have to make {1} from {0}|From {0} I need {1}",
                _list(q["numbers"]), q["target"])
 
 
-def _countdown(q: dict, rng: Random, slip: Random | None) -> Straight:
+def _countdown(q, rng, slip):
     target, expressions = q["target"], _expressions([_Part(n, str(n), 3) for n in q["numbers"]])
     if slip is None: whole, lines = next((whole, lines) for whole, lines in expressions if whole.value == target)
     else:
@@ -642,7 +642,7 @@ def _last_number(parts: list[_Part], target: int, rng: Random, events: Events) -
     return None
 
 
-def _search_countdown(q: dict, rng: Random) -> Events:
+def _search_countdown(q, rng):
     target, parts, events = q["target"], [_Part(n, str(n), 3) for n in q["numbers"]], Events(_countdown_frame(q, rng))
     if len(parts) == 3: whole = _last_number(parts, target, rng, events)
     else:
@@ -671,26 +671,26 @@ def _boxed_list(values: list[int], q: dict) -> str:
     return str([spelled[v] for v in values])
 
 
-def _sorting_frame(values: list[int], q: dict, rng: Random) -> str:
+def _sorting_frame(values, q, rng):
     return say(rng, "Sort {} in {} order|The numbers are {}, in {} order|I need {} in {} order", _list(values),
                q["direction"])
 
 
-def _number_sorting(q: dict, rng: Random, slip: Random | None) -> Straight:
-    left = _values(q)
+def _number_sorting(q, rng, slip):
+    rest = _values(q)
     pick, word, sign = (min, "smallest", "<") if q["direction"] == "ascending" else (max, "largest", ">")
-    frame = _sorting_frame(left, q, rng)
-    steps, done, last = [], [], pick(left, key=lambda v: -v)
+    frame = _sorting_frame(rest, q, rng)
+    steps, done, last = [], [], pick(rest, key=lambda v: -v)
     # where what is left is all the same, no pick is wrong
-    slip_at = slip.randrange(sum(v != last for v in left) or 1) if slip else -1
-    while len(left) > 1:
-        best = pick(left)
-        if len(done) == slip_at: best = slip.choice([v for v in left if v != best] or [best])
-        steps.append(f"The {word} of {_list(left)} is {best}")
-        left.remove(best)
+    slip_at = slip.randrange(sum(v != last for v in rest) or 1) if slip else -1
+    while len(rest) > 1:
+        best = pick(rest)
+        if len(done) == slip_at: best = slip.choice([v for v in rest if v != best] or [best])
+        steps.append(f"The {word} of {_list(rest)} is {best}")
+        rest.remove(best)
         done.append(best)
-    steps.append(f"{left[0]} is left")
-    done += left
+    steps.append(f"{rest[0]} is left")
+    done += rest
     return Straight(
         frame, say(rng, "I pick the {} each time|I look for the {} again and again|I take out the {} first", word),
         say(rng, "{0} order means the {1} comes first|it is {0}, so the {1} goes first|in {0} order the {1} leads",
@@ -699,7 +699,7 @@ def _number_sorting(q: dict, rng: Random, slip: Random | None) -> Straight:
         say(rng, "the order is {}|sorted it is {}|the list runs {}", _list(done)), _boxed_list(done, q), _list(done))
 
 # %% ../../nbs/traces/33_solvers.ipynb #c84cf4f6
-def _search_number_sorting(q: dict, rng: Random) -> Events:
+def _search_number_sorting(q, rng):
     values, ascending = _values(q), q["direction"] == "ascending"
     events, done = Events(_sorting_frame(values, q, rng)), values[:1]
     events.add("step", f"I begin with {values[0]}")

@@ -39,7 +39,7 @@ def size(trace: str) -> tuple[int, int]:
 
 
 def alteration(before: tuple[int, int], after: tuple[int, int]) -> float:
-    "How far an altered trace moved from its original, both by their `size`: 0.1 where one of them moved by a tenth"
+    "How far an altered trace's `size` moved: 0.1 where words or pivots moved by a tenth"
     return max(abs(new - old) / max(old, 1) for old, new in zip(before, after, strict=True))
 
 # %% ../../nbs/traces/36_variants.ipynb #c86e51ca
@@ -48,8 +48,8 @@ class Checker:
     "Decides, for one variant, whether a completion can be used"
     variant: str
     verifier: Verifier
-    store: Store | None = None # Keeps the verdicts on its answers
-    unsafe: bool = False # Run model-written code even where nothing isolates it
+    store: Store | None = None # Keeps the verdicts
+    unsafe: bool = False # Run programs where nothing isolates them
     originals: dict[str, tuple[int, int]] = field(default_factory=dict) # Problem id to `size` of what ST-HC-W alters
 
     def correct(self, problem: Problem, completion: Completion) -> Future[bool]:
@@ -99,13 +99,12 @@ def _answers_only(problems: list[Problem], responses: Iterable[str], seed: int) 
 
 
 def _rows_of(draft: Path, problems: list[Problem]) -> Iterator[dict]:
-    "The rows of these problems"
     ids = {p.id for p in problems}
     return (row for row in parquet_rows(draft) if row["id"] in ids)
 
 
 def _completions(cfg: Settings, variant: str, problems: list[Problem], folder: Path, checker: Checker):
-    "The name of the variant's teacher, and its completions, one a problem"
+    "The teacher's name, and its completions, one a problem"
     st, st_hc, originals = folder / "ST.parquet", folder / "ST-HC.parquet", None
     if variant == "ST-NT":
         responses = (row["response"] for row in _rows_of(st, problems)) if st.exists() else repeat("")
@@ -175,8 +174,8 @@ _keys = ("profile", "source", "tasks", "corpora", "n_problems", "near_duplicate"
 
 def _manifest(cfg: Settings, counts: list[tuple[str, list[Problem]]], facts: dict, spent: dict) -> dict:
     domains = sorted({p.domain for p in counts[0][1]})
-    funnel = [{"step": step, "problems": len(left), **{d: sum(p.domain == d for p in left) for d in domains}}
-              for step, left in counts]
+    funnel = [{"step": step, "problems": len(rows), **{d: sum(p.domain == d for p in rows) for d in domains}}
+              for step, rows in counts]
     variants = {}
     for v in cfg.variants:
         file = cfg.path("data", f"{v}.parquet")
@@ -192,8 +191,8 @@ def _manifest(cfg: Settings, counts: list[tuple[str, list[Problem]]], facts: dic
 # %% ../../nbs/traces/36_variants.ipynb #ba620c32
 def build_variants(cfg: Settings) -> dict: # The manifest; raises InputError where too few problems are left
     "Write `data/<variant>.parquet`, `data/dropped/` and `data/manifest.json` from `problems.parquet`"
-    problems = left = to_problems(load_problems(cfg, "train"))
-    counts, facts, folder = [("seed problems", left)], {}, cfg.path("data", ".answers")
+    problems = remaining = to_problems(load_problems(cfg, "train"))
+    counts, facts, folder = [("seed problems", remaining)], {}, cfg.path("data", ".answers")
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         verifier = stack.enter_context(Verifier())
@@ -201,15 +200,14 @@ def build_variants(cfg: Settings) -> dict: # The manifest; raises InputError whe
             stack.enter_context(store)
             if cfg.confirm: confirm(cfg, bill(cfg, problems, store), "The teachers")
         for variant in sorted(cfg.variants, key=_order.index):
-            facts[variant] = write_answers(cfg, variant, left, folder, verifier, store)
-            left = [p for p in left if p.id in facts[variant]["usable"]]
-            counts.append((f"usable in {variant}", left))
-        if len(left) < cfg.n_train:
+            facts[variant] = write_answers(cfg, variant, remaining, folder, verifier, store)
+            remaining = [p for p in remaining if p.id in facts[variant]["usable"]]
+            counts.append((f"usable in {variant}", remaining))
+        if len(remaining) < cfg.n_train:
             worst = max(facts, key=lambda v: facts[v]["asked"] - len(facts[v]["usable"]))
-            raise InputError(f"Only {len(left)} of {len(problems)} training problems passed the filters, fewer than "
-                             f"n_train = {cfg.n_train} (most were lost in {worst}): lower n_train, or build more "
-                             "problems.")
-        chosen = _choose(cfg, left)
+            raise InputError(f"Only {len(remaining)} of {len(problems)} training problems passed the filters, fewer "
+                             f"than n_train = {cfg.n_train} (most were lost in {worst}): lower n_train, or build more.")
+        chosen = _choose(cfg, remaining)
         for variant in cfg.variants: _split(cfg, folder / f"{variant}.parquet", chosen)
         spent = {model: s._asdict() for model, s in store.spent().items()} if store else {}
     manifest = _manifest(cfg, [*counts, ("chosen", chosen)], facts, spent)
