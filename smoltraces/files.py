@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, reduce
 from pathlib import Path
@@ -23,9 +23,9 @@ from urllib.parse import quote
 from .settings import FROM_FILE, InputError, Lazy
 
 # %% auto #0
-__all__ = ['SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json', 'write_parquet',
-           'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible', 'Log',
-           'register']
+__all__ = ['pd', 'pa', 'pq', 'COLOURS', 'SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json',
+           'write_parquet', 'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible',
+           'print_table', 'Log', 'register']
 
 # %% ../nbs/01_files.ipynb #f8792a31
 def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or data/ST.parquet
@@ -34,17 +34,13 @@ def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or da
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
 
 
-def why_not(
-    error: Exception, # What a writer raised; libraries raise exceptions of their own for a full disk
-    path: Path, # What it was to write
-) -> str | None: # None where it is not the disk that refused
-    "The sentence for a disk that does not take a file"
+def why_not(error: Exception, path: Path) -> str | None: # None where it is not the disk that refused
+    "The sentence for a disk that does not take a file; libraries raise exceptions of their own"
     number, name = getattr(error, "errno", None), Path(path).name
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return f"No disk space left to write {name}: free some and run again; nothing was kept of this file."
+        return f"No disk space left to write {name}: free some and run again."
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return (f"{name} cannot be written ({os.strerror(number)}): make {short_path(Path(path).parent)} writable, or "
-                "set `out` to another folder.")
+        return f"{name} cannot be written ({os.strerror(number)}): make its folder writable, or set `out` to another."
     return None
 
 
@@ -98,22 +94,18 @@ def read_json(path: Path):
     "Read JSON; an InputError names a file that is absent or broken"
     with _reading(path, "whole JSON"): return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/01_files.ipynb #5a1d0f0c
+# %% ../nbs/01_files.ipynb #5b14a496
 pd, pa, pq = Lazy("pandas"), Lazy("pyarrow"), Lazy("pyarrow.parquet") # slow to import
 
-# %% ../nbs/01_files.ipynb #5b14a496
+
 def _table(rows, schema):
     table = (pa.Table.from_pylist(rows, schema=schema) if isinstance(rows, list) else
              pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
     return table.replace_schema_metadata(None)
 
 
-def write_parquet(
-    path: Path,
-    rows: pd.DataFrame | list[dict],
-    schema: pa.Schema | None = None, # Checked and cast to, where given
-) -> Path:
-    "Write a table atomically and deterministically"
+def write_parquet(path: Path, rows: pd.DataFrame | list[dict], schema: pa.Schema | None = None) -> Path:
+    "Write a table atomically and deterministically, checked against the schema"
     table = _table(rows, schema)
     with atomic(path) as temporary: pq.write_table(table, temporary, compression="zstd")
     return Path(path)
@@ -134,11 +126,8 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dic
         yield lambda rows: file.write_table(_table(rows, schema))
 
 
-def parquet_rows(
-    path: Path,
-    size: int = 256, # Rows read at a time
-) -> Iterator[dict]: # Raises InputError naming a file that is absent or broken
-    "The rows of a table one by one, without holding all of it"
+def parquet_rows(path: Path, size: int = 256) -> Iterator[dict]:
+    "The rows of a table one by one, of which so many are held; an InputError names a file that is absent or broken"
     with _reading(path, "a whole Parquet file"):
         for batch in pq.ParquetFile(path).iter_batches(size): yield from batch.to_pylist()
 
@@ -205,6 +194,24 @@ def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictu
 def visible(text) -> str: # Of characters that are seen, tabs, newlines and joiners; what is no text as by `str`
     "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
     return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
+
+# %% ../nbs/01_files.ipynb #01a10002
+COLOURS = {"ok": "green", "warn": "yellow", "stale": "yellow", "fail": "bold red", "changed": "bold red"}
+
+
+def print_table(
+    columns: Iterable[str],
+    rows: Iterable[Iterable],
+    console=None, # rich.console.Console; standard output by default
+):
+    "Print a table of text, in which states are coloured"
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    table = Table(box=None, pad_edge=False)
+    for column in columns: table.add_column(column, overflow="fold")
+    for row in rows: table.add_row(*(Text(visible(cell), COLOURS.get(str(cell), "")) for cell in row))
+    (console or Console(highlight=False)).print(table)
 
 # %% ../nbs/01_files.ipynb #3ce027bb
 class Log:

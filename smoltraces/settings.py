@@ -26,10 +26,7 @@ class InputError(ValueError):
     "What is wrong with something the user gave, and how to mend it, in one sentence"
 
 
-def nearest(
-    name: str, # As it was written
-    names: Iterable[str], # Those that there are
-) -> str: # The end of such a sentence
+def nearest(name: str, names: Iterable[str]) -> str: # The end of such a sentence
     "The name that was probably meant, or all there are"
     names = list(names)
     match = difflib.get_close_matches(name, names, n=1)
@@ -39,14 +36,13 @@ def nearest(
 BENCHMARK_NAMES = ("embedded", "embedded_hard", "math500", "aime24", "gpqa_diamond")
 
 
-def benchmark_name(spec: str) -> str: # of NAME or NAME@PATH
-    "The name of a benchmark, without the file it is read from"
+def benchmark_name(spec: str) -> str:
+    "The name of a benchmark, without the file it is read from: NAME of NAME@PATH"
     return spec.partition("@")[0]
 
 
 def _benchmark(spec: str) -> str:
-    name = benchmark_name(spec)
-    if name in BENCHMARK_NAMES: return spec
+    if (name := benchmark_name(spec)) in BENCHMARK_NAMES: return spec
     raise ValueError(f"{name!r} is no benchmark; {nearest(name, BENCHMARK_NAMES)}")
 
 
