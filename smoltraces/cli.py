@@ -151,8 +151,7 @@ def style(
     files: Traces,
     field: Annotated[str, typer.Option(help="Where rows hold the trace.")] = "trace",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a trace.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write one Parquet file of measures per file; "
-                                             "what is there already is not measured again.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write Parquet files of measures.")] = None,
     engine: Annotated[str, typer.Option(help="threads, or ray for Parquet on a cluster.")] = "threads",
     tokenizer: Annotated[str | None, typer.Option(help="Add n_tokens under this tokenizer.")] = None,
     lexicon_files: Annotated[list[Path] | None, typer.Option("--lexicon", metavar="TOML", help="More phrases.")] = None,
@@ -187,18 +186,16 @@ def _print_json(files, field, tokenizer, more):
 @app.command()
 def view(
     files: Traces,
-    field: Annotated[str | None, typer.Option(help="Where rows hold the trace, if not in trace or output.")] = None,
-    id_: Annotated[Several, typer.Option("--id", help="Only this trace or problem; may be repeated.")] = None,
-    row: Annotated[list[int] | None, typer.Option(help="Only this row, from 1; may be repeated.")] = None,
-    variant: Annotated[Several, typer.Option(help="Only this variant; may be repeated.")] = None,
+    field: Annotated[str | None, typer.Option(help="The traces' column, if not trace or output.")] = None,
+    id_: Annotated[Several, typer.Option("--id", help="Only this trace or problem.")] = None,
+    row: Annotated[list[int] | None, typer.Option(help="Only this row, from 1.")] = None,
+    variant: Annotated[Several, typer.Option(help="Only this variant.")] = None,
     correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Only right, or wrong, answers.")] = None,
-    type_: Annotated[Several, typer.Option("--type", help="Only traces with a pivot of this type: realization, "
-                                           "verification, exploration or integration; may be repeated.")] = None,
+    type_: Annotated[Several, typer.Option("--type", help="Only with a pivot of this type, e.g. verification.")] = None,
     search: Annotated[str, typer.Option(help="Only traces that hold this text.", show_default=False)] = "",
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Two traces of a problem at a time.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Print at most so many; 0: all.")] = 20,
-    html: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write all that is chosen to one HTML file "
-                                              "instead, to search, filter and compare in a browser.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page for a browser instead.")] = None,
 ):
     "Read traces: pivots coloured, stages in the margin, backtracks marked."
     from smoltraces.style.viewer import page, pairs, print_traces, rows, select
@@ -210,8 +207,8 @@ def view(
 # %% ../nbs/90_cli.ipynb #41a10fca
 @app.command("import")
 def import_(
-    spec: Annotated[str, typer.Argument(metavar="SET", help="A trace set: NAME, NAME@PATH, or "
-                                        "FILE?question=COLUMN&answer=COLUMN&trace=COLUMN.")],
+    spec: Annotated[str, typer.Argument(metavar="SET", help="NAME, NAME@PATH, or FILE?question=COLUMN&"
+                                        "answer=COLUMN&trace=COLUMN.")],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where the rows of ST go.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many rows kept.")] = None,
     offline: Annotated[bool, typer.Option(help="Never ask the hub.")] = False,

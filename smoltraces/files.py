@@ -46,7 +46,7 @@ def why_not(error: Exception, path: Path) -> str | None: # None where it is not 
 
 @contextmanager
 def atomic(
-    path: Path, # The file or folder that appears when the block ends without an error
+    path: Path, # A file or a folder
 ) -> Iterator[Path]: # A temporary path in the same folder to write to
     "Write to a temporary path that replaces `path` when the block succeeds and disappears when it fails"
     path = Path(path)
@@ -118,7 +118,7 @@ def read_parquet(
     "Read a Parquet file, checked"
     with _reading(path, "a whole Parquet file", columns): return pq.read_table(path, columns=columns).to_pandas()
 
-# %% ../nbs/01_files.ipynb #5a1d0f06
+
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
     "Write a table, some rows at a call, that is there when the block ends"
@@ -170,7 +170,7 @@ def _paths(root: Path) -> dict[str, str]:
 
 
 def scrubber(root: Path) -> Callable[[str], str]: # With the secrets that the environment holds now
-    "A function that takes the machine's paths (below `root` first) and the environment's secrets out of a text"
+    "A function that takes the machine's paths and the environment's secrets out of a text"
     pairs = [*_secrets().items(), *_paths(root).items()]
     return lambda text: reduce(lambda rest, pair: rest.replace(*pair), pairs, text)
 
@@ -199,12 +199,8 @@ def visible(text) -> str: # Of characters that are seen, tabs, newlines and join
 COLOURS = {"ok": "green", "warn": "yellow", "stale": "yellow", "fail": "bold red", "changed": "bold red"}
 
 
-def print_table(
-    columns: Iterable[str],
-    rows: Iterable[Iterable],
-    console=None, # rich.console.Console; standard output by default
-):
-    "Print a table of text, in which states are coloured"
+def print_table(columns: Iterable[str], rows: Iterable[Iterable], console=None):
+    "Print a table of text, in which states are coloured, on standard output or a rich.console.Console"
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -239,7 +235,6 @@ SCRUBBED = "scrubbed://"
 
 
 class _Scrubbed:
-    "Papermill's way to a file, with private things taken out"
     def __init__(self, root: Path): self.root = root
 
     def write(self, text: str, path: str):

@@ -28,24 +28,21 @@ _of = ["student", "variant", "benchmark"]
 _columns = [*_of, "seed", "problem_id", "correct", "answer"]
 
 
-def _table(root: Path, name: str, columns: list[str]) -> tuple[pd.DataFrame, list[str]]: # and what is wrong
+def _table(root: Path, name: str, columns: list[str]) -> pd.DataFrame: # empty where it is not in the run
     file = root / name
-    if not file.is_file() or not file.resolve().is_relative_to(root): return pd.DataFrame(columns=columns), []
-    try: return read_parquet(file, columns), []
-    except InputError as e: return pd.DataFrame(columns=columns), [f"{name} was left out: {e}"]
+    if file.is_file() and file.resolve().is_relative_to(root): return read_parquet(file, columns)
+    return pd.DataFrame(columns=columns)
 
 
 def read_answers(
     root: Path, # A run's folder, resolved
     records: list[Record],
-) -> tuple[pd.DataFrame, list[str]]: # One row per answer: student, variant, benchmark, seed, problem_id, correct, …
-    "The predictions that a run's results are made of, or all of its evaluations; and what was wrong with which file"
+) -> pd.DataFrame: # One row per answer: student, variant, benchmark, seed, problem_id, correct, answer
+    "The predictions that a run's results are made of, or all of its evaluations; an InputError names a broken file"
     names = {name for r in records if r.notebook == "5_figures" for name in r.inputs} or {
         name for r in records for name in r.outputs}
-    names = sorted(name for name in names if name.startswith("predictions/") and name.endswith(".parquet"))
-    frames, notes = zip(*(_table(root, name, _columns) for name in names), strict=True) if names else ((), ())
-    frames = [frame for frame in frames if len(frame)] or [pd.DataFrame(columns=_columns)]
-    return pd.concat(frames, ignore_index=True), sum(notes, [])
+    tables = [_table(root, name, _columns) for name in sorted(names) if name.startswith("predictions/")]
+    return pd.concat([t for t in tables if len(t)] or [pd.DataFrame(columns=_columns)], ignore_index=True)
 
 
 def _grid(rows: pd.DataFrame) -> pd.DataFrame:
@@ -57,9 +54,8 @@ def _paired(one: pd.DataFrame, two: pd.DataFrame) -> tuple[pd.DataFrame, pd.Data
     "The grids of two sides, of the problems that both hold and whose right answers agree"
     grids = _grid(one), _grid(two)
     ids = grids[0].columns.intersection(grids[1].columns)
-    left, right = (side.drop_duplicates("problem_id").set_index("problem_id").answer.reindex(ids)
-                   for side in (one, two))
-    ids = ids[((left == right) | left.isna() | right.isna()).to_numpy()]
+    before, after = (side.drop_duplicates("problem_id").set_index("problem_id").answer[ids] for side in (one, two))
+    ids = ids[((before == after) | before.isna() | after.isna()).to_numpy()]
     return grids[0][ids], grids[1][ids]
 
 # %% ../../nbs/running/78_diff.ipynb #81373686
@@ -76,7 +72,7 @@ def _own(rows: pd.DataFrame, side: str, n_boot: int) -> dict:
 
 
 def _move(one: pd.DataFrame | None, two: pd.DataFrame | None, n_boot: int) -> dict:
-    "How one accuracy moved from the first run to the second; a run that lacks it has None"
+    "How one accuracy moved; a run that lacks it has None"
     if one is None: return _own(two, "b", n_boot) | {"moved": "", "how": "only in B"}
     if two is None: return _own(one, "a", n_boot) | {"moved": "", "how": "only in A"}
     before, after = (grid.to_numpy() for grid in _paired(one, two))
@@ -93,16 +89,12 @@ def _move(one: pd.DataFrame | None, two: pd.DataFrame | None, n_boot: int) -> di
         "how": f"paired: the same {shared} problems" if whole else f"paired on the {shared} problems that both hold"}
 
 # %% ../../nbs/running/78_diff.ipynb #5a1d7801
-def _sides(answers: tuple[pd.DataFrame, pd.DataFrame]) -> list[dict[tuple, pd.DataFrame]]:
-    return [dict(list(side.groupby(_of, sort=False))) for side in answers]
-
-
 def compare_answers(
     answers: tuple[pd.DataFrame, pd.DataFrame], # From `read_answers`
     n_boot: int = 10_000,
 ) -> pd.DataFrame: # MOVED; difference is B minus A, gained and lost count problems; numbers may be NaN
     "How every accuracy moved, with its interval"
-    one, two = _sides(answers)
+    one, two = (dict(list(side.groupby(_of, sort=False))) for side in answers)
     rows = [dict(zip(_of, key, strict=True)) | _move(one.get(key), two.get(key), n_boot) for key in one | two]
     counts = {c: "Int64" for c in MOVED if c.startswith(("seeds", "n_")) or c in ("shared", "gained", "lost")}
     table = pd.DataFrame(rows, columns=MOVED).astype(counts).assign(p_holm=lambda t: holm(t.p.astype(float)))
@@ -112,9 +104,9 @@ def compare_answers(
 
 def flips(answers: tuple[pd.DataFrame, pd.DataFrame]) -> pd.DataFrame:
     "The problems on which two runs differ: student, variant, benchmark, problem_id, a, b (shares right), flip"
-    (one, two), rows = _sides(answers), []
-    for key in (key for key in one if key in two):
-        before, after = (grid.mean() for grid in _paired(one[key], two[key]))
+    (one, two), rows = (side.groupby(_of, sort=False) for side in answers), []
+    for key in (key for key in one.groups if key in two.groups):
+        before, after = (grid.mean() for grid in _paired(one.get_group(key), two.get_group(key)))
         rows += [(*key, i, before[i], after[i], "wrong to right" if after[i] > before[i] else "right to wrong")
                  for i in before.index[(before - after).abs() > 1e-9]]
     return pd.DataFrame(rows, columns=[*_of, "problem_id", "a", "b", "flip"])
@@ -149,13 +141,11 @@ _made = '<section aria-labelledby="made">'
 
 
 def _plain(value):
-    "JSON without times, and without what says where and with what it ran"
     if isinstance(value, dict): return {k: _plain(v) for k, v in value.items() if k not in _noted}
     return [_plain(v) for v in value] if isinstance(value, list) else value
 
 
 def _content(file: Path) -> str:
-    "What a file says but for times"
     if file.suffix == ".json": return json.dumps(_plain(read_json(file)))
     if file.suffix == ".parquet": return read_parquet(file).drop(columns=list(_noted), errors="ignore").to_csv()
     before, _, after = file.read_text(encoding="utf-8").partition(_made)
@@ -178,7 +168,6 @@ def _parts(root: Path, name: str) -> set[str]: # names of its files in the artef
 
 
 def _compare(roots: tuple[Path, Path], name: str, a: str | None, b: str | None) -> tuple[str, str]: # by recorded hashes
-    "How an artefact of two runs compares, and which of its files differ"
     if not (a and b): return f"only in {'A' if a else 'B'}", ""
     one, two = (_parts(root, name) for root in roots)
     if not (one and two): # by its record; a student's log notes times, so another hash says nothing
@@ -209,15 +198,15 @@ def compare_conditions(records: tuple[list[Record], list[Record]]) -> pd.DataFra
 # %% ../../nbs/running/78_diff.ipynb #5a0c401e
 @dataclass(frozen=True, repr=False)
 class Differences:
-    "What sets two runs apart, and how the results moved"
+    "What sets two runs apart: a table from each of the functions above"
     a: str
     b: str
-    files: pd.DataFrame # From `compare_files`
-    conditions: pd.DataFrame # From `compare_conditions`
-    moved: pd.DataFrame # From `compare_answers`
-    flips: pd.DataFrame # From `flips`
-    claims: pd.DataFrame # From `compare_claims`
-    notes: list[str] # What could not be read
+    files: pd.DataFrame
+    conditions: pd.DataFrame
+    moved: pd.DataFrame
+    flips: pd.DataFrame
+    claims: pd.DataFrame
+    notes: list[str] # Records that cannot be read
 
     @property
     def same(self) -> bool:
@@ -232,8 +221,8 @@ class Differences:
 
     def sentences(self) -> list[str]:
         "How the results moved, and what could not be read"
-        verdicts = [f"Verdicts on the paper's claims that moved: {self.claims.moved.sum()} of {len(self.claims)}."]
-        return in_words(self.moved) + verdicts * bool(len(self.claims)) + self.notes
+        verdicts = f"Verdicts on the paper's claims that moved: {self.claims.moved.sum()} of {len(self.claims)}."
+        return [*in_words(self.moved), verdicts, *self.notes]
 
     def __repr__(self): return f"<Differences of {self.a} and {self.b}: {self.verdict}>"
 
@@ -253,17 +242,16 @@ def diff(
     "What sets two runs apart, and how the results moved from the first to the second"
     records, roots = tuple(map(read_records, (run_a, run_b))), tuple(Path(f).resolve() for f in (run_a, run_b))
     if roots[0] == roots[1]: raise InputError(f"{run_a} and {run_b} are the same folder: name two runs.")
-    answers, wrong = zip(*map(read_answers, roots, records), strict=True)
+    answers = tuple(map(read_answers, roots, records))
     columns = ["claim", "student", "benchmark", "verdict", "estimate"]
-    claims, unread = zip(*(_table(root, "claims.parquet", columns) for root in roots), strict=True)
-    notes = [f"{side}: {note}" for side, rs, *files in zip("AB", records, wrong, unread, strict=True)
-             for note in (*(f"runs/{r.stage}.json {r.wrong}" for r in rs if r.wrong), *sum(files, []))]
+    claims = (_table(root, "claims.parquet", columns) for root in roots)
+    notes = [f"{folder}: runs/{r.stage}.json {r.wrong}." for folder, side in zip((run_a, run_b), records, strict=True)
+             for r in side if r.wrong]
     return Differences(str(run_a), str(run_b), compare_files(roots, records), compare_conditions(records),
                        compare_answers(answers, n_boot), flips(answers), compare_claims(*claims), notes)
 
 # %% ../../nbs/running/78_diff.ipynb #f139e24d
 def _moves(moved: pd.DataFrame) -> pd.DataFrame:
-    "A row for each accuracy, as text"
     rows = []
     for r in moved[moved.moved != "same on every problem"].to_dict("records"):
         one, two = (interval(*(r[f"{key}_{side}"] for key in ("accuracy", "low", "high"))) for side in "ab")

@@ -25,14 +25,13 @@ from .estimate import longest_row, model_roles, workload
 from .execute import cores, hardware
 from ..settings import FROM_FILE, InputError, Settings, load_settings, slug, versions
 from ..students.memory import Card, available, cards, doctor_rows, shape
-from ..students.models import cache_folder
 from ..traces.teachers import endpoint_of, student_endpoint
 
 # %% ../../nbs/running/79_doctor.ipynb #7c8af393
 class Check(NamedTuple):
     "One thing that a run needs"
     name: str
-    state: str # ok; warn: it runs, but not as well as it could; fail: the run would fail
+    state: str # ok, warn (not as well as it could) or fail (the run would)
     found: str # What it means
     mend: str = "" # What to do where the state is not ok
 
@@ -62,9 +61,8 @@ def check_lock(cfg: Settings) -> Check:
     lock = cfg.root / "requirements.lock"
     if not lock.is_file(): return Check("versions", "warn", "no requirements.lock here", "work in a clone")
     differences = drift(lock)
-    if not differences: return Check("versions", "ok", "those of requirements.lock")
     few = ", ".join(differences[:4]) + ", …" * (len(differences) > 4)
-    return Check("versions", "warn", f"{len(differences)} differ from requirements.lock: {few}", AGAIN)
+    return Check("versions", "warn" if few else "ok", f"that differ from requirements.lock: {few or 'none'}", AGAIN)
 
 # %% ../../nbs/running/79_doctor.ipynb #393f46e1
 def check_modules(cfg: Settings) -> Check:
@@ -91,7 +89,7 @@ LAPTOP, PATIENCE = 1e14, 24 # parameters × tokens of the laptop profile, and ho
 def laptops(cfg: Settings) -> float:
     "How many times the laptop profile's work a profile is"
     s, cells, total = cfg.model_dump(mode="json"), len(cfg.variants) * len(cfg.seeds), 0.0
-    for student in (student for student in cfg.students if cfg.of(student).backend != "api"):
+    for student in (name for name in cfg.students if cfg.of(name).backend != "api"):
         (_, training), (_, answers) = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
         total += 3 * training * longest_row(cfg) * cells + answers * (1 + cells)
     return total / LAPTOP
@@ -101,7 +99,7 @@ def check_machine() -> list[Check]:
     "CPU cores that a run may use, and memory"
     free, total = available("cpu")[0], psutil.virtual_memory().total / 2**30
     state = "fail" if free < 2 else "warn" if free < 4 else "ok" # the libraries of training alone take 1.6
-    mend = "close other programs, or take a machine with 8 GB"
+    mend = "close other programs"
     return [Check("CPU", "ok", f"{hardware()['cpu']}, cores: {cores()}"),
             Check("memory", state, f"{free:.1f} of {total:.0f} GB free", mend)]
 
@@ -114,8 +112,8 @@ def check_gpu(cfg: Settings, gpus: tuple[Card, ...]) -> Check:
         if not torch.endswith("+cpu"): return Check("GPU", "ok", words)
         return Check("GPU", "warn", f"{words}; torch {torch} cannot use it", AGAIN)
     if laptops(cfg) <= PATIENCE: return Check("GPU", "ok", "none, and none is needed for this profile")
-    return Check("GPU", "warn", f"none, and this profile is {laptops(cfg):,.0f} times the work of laptop, which takes "
-                 "half an hour on two cores", "take a machine with an NVIDIA GPU, or a smaller profile")
+    return Check("GPU", "warn", f"none, and this profile is {laptops(cfg):,.0f} times the work of laptop",
+                 "take a machine with an NVIDIA GPU, or a smaller profile")
 
 # %% ../../nbs/running/79_doctor.ipynb #d48d0403
 def disk_needs(cfg: Settings) -> tuple[float, float]: # GB of results, and of downloads; InputError: an unknown student
@@ -125,13 +123,11 @@ def disk_needs(cfg: Settings) -> tuple[float, float]: # GB of results, and of do
     for student, own in ((s, cfg.of(s)) for s in cfg.students if cfg.of(s).backend != "api"):
         s, folder = shape(student, offline=True), cfg.path("students", slug(student))
         weights = s.parameters if own.method == "full" else s.adapter(own.lora_rank)
-        left = cells - sum((folder / v / f"seed-{seed}").is_dir() for v in cfg.variants for seed in cfg.seeds)
-        results += left * (4 * weights + 2 * s.parameters * (own.merge and own.method != "full")) / 1e9
-        if own.checkpoint_minutes and left: checkpoint = max(checkpoint, 12 * weights / 1e9)
-        if student.startswith("embedded/"):
-            if not (cache_folder() / slug(student)).is_dir(): results += 4 * s.parameters / 1e9
-        elif not Path(student).is_dir() and not Path(HF_HUB_CACHE, f"models--{slug(student)}", "snapshots").is_dir():
-            downloads += 2 * s.parameters / 1e9
+        rest = cells - sum((folder / v / f"seed-{seed}").is_dir() for v in cfg.variants for seed in cfg.seeds)
+        results += rest * (4 * weights + 2 * s.parameters * (own.merge and own.method != "full")) / 1e9
+        if own.checkpoint_minutes and rest: checkpoint = max(checkpoint, 12 * weights / 1e9)
+        here = Path(student), Path(HF_HUB_CACHE, f"models--{slug(student)}", "snapshots")
+        if not (student.startswith("embedded/") or any(map(Path.is_dir, here))): downloads += 2 * s.parameters / 1e9
     return results + checkpoint * min(cfg.jobs or cores(), cells * len(cfg.students)), downloads
 
 
@@ -149,8 +145,7 @@ def _disk(name: str, folder: Path, need: float, key: str) -> Check:
     if not os.access(here, os.W_OK): return Check(name, "fail", "cannot be written to", f"set {key} to another folder")
     free = psutil.disk_usage(str(here)).free / 1e9
     return Check(name, "fail" if free < need else "warn" if free < need + 2 else "ok",
-                 f"{free:,.1f} GB free, and this run still writes about {need:,.1f}",
-                 f"free some room, or set {key} to a folder of a larger disk")
+                 f"{free:,.1f} GB free, and this run still writes about {need:,.1f}", f"set {key} to a larger disk")
 
 # %% ../../nbs/running/79_doctor.ipynb #f89ea32c
 def check_isolation(cfg: Settings) -> Check:
@@ -203,7 +198,8 @@ def check_keys(cfg: Settings) -> Check:
     except InputError as e: return Check("keys", "fail", "a price is missing", str(e))
     except ValueError: return Check("keys", "fail", "an address is no URL", "mend teacher_…_url or student_url")
     if not names: return Check("keys", "ok", "none needed")
-    missing = [name for name in names if not (os.environ.get(name) or name == "HF_TOKEN" and get_token())]
+    login = "" if cfg.push_to else get_token() # which pushing does not ask
+    missing = [name for name in names if not (os.environ.get(name) or name == "HF_TOKEN" and login)]
     words = ", ".join(f"{name} missing ({user})" if name in missing else
                       f"{name} set" + " in .env" * (name in FROM_FILE) for name, user in names.items())
     return Check("keys", "fail" if missing else "ok", words,
@@ -224,8 +220,8 @@ def check_hub(
         if status < 500: return Check("hub", "ok", "it answers")
         why = f"status {status}"
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as e: why = type(e).__name__
-    return Check("hub", "fail", f"it does not answer ({why})", "check the network and its proxy (HTTPS_PROXY), name a "
-                 "mirror in HF_ENDPOINT, or set offline = true and name local folders and files")
+    return Check("hub", "fail", f"it does not answer ({why})",
+                 "check the network and HTTPS_PROXY, name a mirror in HF_ENDPOINT, or set offline = true")
 
 # %% ../../nbs/running/79_doctor.ipynb #84910a4e
 def check_students(cfg: Settings, gpus: tuple[Card, ...]) -> list[Check]:
@@ -238,7 +234,7 @@ def check_students(cfg: Settings, gpus: tuple[Card, ...]) -> list[Check]:
         checks.append(Check(row["student"].rpartition("/")[2], "ok" if row["fits"] else "fail", words, row["mend"]))
     return checks
 
-# %% ../../nbs/running/79_doctor.ipynb #64414881
+
 def check_profile(cfg: Settings, gpus: tuple[Card, ...]) -> Check:
     "The profile to begin with on this machine"
     reasons = []

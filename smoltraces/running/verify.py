@@ -64,7 +64,7 @@ class Record:
     def _hashes(self, part: str) -> dict[str, str]: # of what lies in the run
         return {name: digest for name, digest in self.section(part).items() if not own_file(name)}
 
-# %% ../../nbs/running/77_verify.ipynb #77a10001
+
 def _fault(stage: str, notes) -> str:
     "Why a file's content is no record of a stage; empty where it is one"
     if not isinstance(notes, dict) or notes.get("stage") != stage: return f"is no record of {stage}"
@@ -196,13 +196,12 @@ def conditions(records: Iterable[Record]) -> pd.DataFrame: # kind, name, value (
     return pd.DataFrame(rows, columns=["kind", "name", "value", "stage"])
 
 
-def mixed(conditions: pd.DataFrame) -> pd.DataFrame: # kind, name, value, stages
-    "What was not the same for all stages, and uncommitted changes"
-    values = conditions.groupby(["kind", "name", "value"], sort=False).stage.agg([len, "first"]).reset_index()
-    more = (values["len"] - 1).map(lambda n: f" and {n} more" if n else "")
-    values["stages"] = values.pop("first") + more
+def mixed(conditions: pd.DataFrame) -> pd.DataFrame: # kind, name, value, stages, first
+    "What was not the same for all stages, and uncommitted changes: how many stages, and the first of them"
+    groups = conditions.groupby(["kind", "name", "value"], sort=False)
+    values = groups.stage.agg(stages="count", first="first").reset_index()
     uncommitted = (values["name"] == "dirty") & (values.value == "true")
-    rows = values[values.duplicated(["kind", "name"], keep=False) | uncommitted].drop(columns="len")
+    rows = values[values.duplicated(["kind", "name"], keep=False) | uncommitted]
     return rows.sort_values(["kind", "name"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/running/77_verify.ipynb #5a1d7709
@@ -211,7 +210,7 @@ class Verification:
     "Which artefacts of a run can be trusted, and why others cannot"
     folder: str
     rows: pd.DataFrame # state, artefact, stage, what
-    mixed: pd.DataFrame # kind, name, value, stages
+    mixed: pd.DataFrame # kind, name, value, stages, first
     running: list[str] # Stages at work now
 
     @property
@@ -246,7 +245,7 @@ class Verification:
 def verify(
     folder: Path, # Of a run, e.g. outputs/laptop
 ) -> Verification: # Raises InputError where no run is recorded there
-    "Hash everything that a run's records name again, and follow each difference to what came from it"
+    "Hash all that a run's records name again, and follow each difference to what came from it"
     root, records = Path(folder).resolve(), read_records(folder)
     names = list(dict.fromkeys(name for r in records for name in (*r.inputs, *r.outputs)))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

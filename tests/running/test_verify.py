@@ -227,7 +227,7 @@ def test_conditions_that_should_agree(run):
         "3_finetune", "commit", "dirty", "requirements.lock", "cores", "epochs", "torch"]
     assert found.trusted # the chain is whole
     torch = found.mixed[found.mixed.kind == "version"]
-    assert torch.value.tolist() == ["2.13.0", "2.14.0"] and torch.stages.iloc[1] == "3_finetune-tiny-ST-seed-0"
+    assert torch.value.tolist() == ["2.13.0", "2.14.0"] and torch["first"].iloc[1] == "3_finetune-tiny-ST-seed-0"
 
 
 def test_older_records_lack_much(run):
