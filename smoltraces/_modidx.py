@@ -943,7 +943,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'smoltraces.running.diff.show': ('running/diff.html#show', 'smoltraces/running/diff.py'),
                                          'smoltraces.running.diff.tell': ('running/diff.html#tell', 'smoltraces/running/diff.py')},
             'smoltraces.running.doctor': { 'smoltraces.running.doctor.Check': ('running/doctor.html#check', 'smoltraces/running/doctor.py'),
-                                           'smoltraces.running.doctor._disk': ('running/doctor.html#_disk', 'smoltraces/running/doctor.py'),
                                            'smoltraces.running.doctor.check_disk': ( 'running/doctor.html#check_disk',
                                                                                      'smoltraces/running/doctor.py'),
                                            'smoltraces.running.doctor.check_gpu': ( 'running/doctor.html#check_gpu',

@@ -138,7 +138,7 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def sha256(path: Path | str) -> str:
-    "Hash of a file's bytes, or of a folder's relative names and bytes"
+    "Hash of a file's bytes, or of a folder's names and bytes"
     path = Path(path).absolute()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())

@@ -116,36 +116,31 @@ def check_gpu(cfg: Settings, gpus: tuple[Card, ...]) -> Check:
                  "take a machine with an NVIDIA GPU, or a smaller profile")
 
 # %% ../../nbs/running/79_doctor.ipynb #d48d0403
-def disk_needs(cfg: Settings) -> tuple[float, float]: # GB of results, and of downloads; InputError: an unknown student
+def disk_needs(cfg: Settings) -> float: # GB; InputError for a student that nobody knows
     "What a run will still write"
     from huggingface_hub.constants import HF_HUB_CACHE
-    results, downloads, checkpoint, cells = 0.2, 0.0, 0.0, len(cfg.variants) * len(cfg.seeds)
+    need, checkpoint, cells = 0.2, 0.0, len(cfg.variants) * len(cfg.seeds)
     for student, own in ((s, cfg.of(s)) for s in cfg.students if cfg.of(s).backend != "api"):
         s, folder = shape(student, offline=True), cfg.path("students", slug(student))
         weights = s.parameters if own.method == "full" else s.adapter(own.lora_rank)
         rest = cells - sum((folder / v / f"seed-{seed}").is_dir() for v in cfg.variants for seed in cfg.seeds)
-        results += rest * (4 * weights + 2 * s.parameters * (own.merge and own.method != "full")) / 1e9
+        need += rest * (4 * weights + 2 * s.parameters * (own.merge and own.method != "full")) / 1e9
         if own.checkpoint_minutes and rest: checkpoint = max(checkpoint, 12 * weights / 1e9)
         here = Path(student), Path(HF_HUB_CACHE, f"models--{slug(student)}", "snapshots")
-        if not (student.startswith("embedded/") or any(map(Path.is_dir, here))): downloads += 2 * s.parameters / 1e9
-    return results + checkpoint * min(cfg.jobs or cores(), cells * len(cfg.students)), downloads
+        if not (student.startswith("embedded/") or any(map(Path.is_dir, here))): need += 2 * s.parameters / 1e9
+    return need + checkpoint * min(cfg.jobs or cores(), cells * len(cfg.students))
 
 
-def check_disk(cfg: Settings) -> list[Check]:
+def check_disk(cfg: Settings) -> Check:
     "Room for what a run will write, and whether it may write"
-    from huggingface_hub.constants import HF_HUB_CACHE
-    try: results, downloads = disk_needs(cfg)
-    except InputError: results, downloads = 0.2, 0.0 # its own check says so
-    checks = [_disk("disk", cfg.path(), results, "out")]
-    return checks + [_disk("disk of the hub's cache", Path(HF_HUB_CACHE), downloads, "HF_HOME")] * (downloads > 0)
-
-
-def _disk(name: str, folder: Path, need: float, key: str) -> Check:
-    here = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not os.access(here, os.W_OK): return Check(name, "fail", "cannot be written to", f"set {key} to another folder")
-    free = psutil.disk_usage(str(here)).free / 1e9
-    return Check(name, "fail" if free < need else "warn" if free < need + 2 else "ok",
-                 f"{free:,.1f} GB free, and this run still writes about {need:,.1f}", f"set {key} to a larger disk")
+    folder = next(path for path in (cfg.path(), *cfg.path().parents) if path.exists())
+    if not os.access(folder, os.W_OK): return Check("disk", "fail", "cannot be written to", "set out to another folder")
+    try: need = disk_needs(cfg)
+    except InputError: need = 0.2 # its own check says so
+    free = psutil.disk_usage(str(folder)).free / 1e9
+    state = "fail" if free < need else "warn" if free < need + 2 else "ok"
+    words = f"{free:,.1f} GB free, and this run still writes about {need:,.1f}"
+    return Check("disk", state, words, "set out to a folder of a larger disk")
 
 # %% ../../nbs/running/79_doctor.ipynb #f89ea32c
 def check_isolation(cfg: Settings) -> Check:
@@ -241,7 +236,7 @@ def check_profile(cfg: Settings, gpus: tuple[Card, ...]) -> Check:
     for profile in ("paper", "gpu", "laptop"): # the largest first
         try: other = load_settings(profile, cfg.root, offline=True) # a look at others is no reason to ask the hub
         except InputError: continue # settings.ini has it no more
-        looks = check_gpu(other, gpus), *check_students(other, gpus), check_keys(other), *check_disk(other)
+        looks = check_gpu(other, gpus), *check_students(other, gpus), check_keys(other), check_disk(other)
         wrong = [check for check in looks if check.state == "fail" or check.name == "GPU" and check.state == "warn"]
         if not wrong: return Check("profile", "ok", "; ".join([f"begin with {profile}", *reasons]))
         reasons.append(f"not {profile}: {wrong[0].name}, {wrong[0].found}")
@@ -253,7 +248,7 @@ def examine(cfg: Settings) -> list[Check]:
     with ThreadPoolExecutor() as pool:
         slow = [pool.submit(check_kernel), pool.submit(check_isolation, cfg), pool.submit(check_hub, cfg)]
         gpus = pool.submit(cards)
-        quick = [check_python(), check_lock(cfg), check_modules(cfg), *check_machine(), *check_disk(cfg),
+        quick = [check_python(), check_lock(cfg), check_modules(cfg), *check_machine(), check_disk(cfg),
                  check_keys(cfg)]
     usable = () if versions("torch").get("torch", "").endswith("+cpu") else gpus.result()
     checks = [*quick, check_gpu(cfg, gpus.result()), *(check.result() for check in slow), *check_students(cfg, usable),

@@ -207,7 +207,7 @@ def mixed(conditions: pd.DataFrame) -> pd.DataFrame: # kind, name, value, stages
 # %% ../../nbs/running/77_verify.ipynb #5a1d7709
 @dataclass(frozen=True, repr=False)
 class Verification:
-    "Which artefacts of a run can be trusted, and why others cannot"
+    "Which artefacts of a run can be trusted"
     folder: str
     rows: pd.DataFrame # state, artefact, stage, what
     mixed: pd.DataFrame # kind, name, value, stages, first
@@ -226,8 +226,8 @@ class Verification:
         if results.empty: return "There are no results yet: the stage 5_figures has not run."
         wrong = results[results.state != OK]
         if len(wrong):
-            reasons = ("; " + wrong.artefact + " is " + wrong.state + ": " + wrong.what).drop_duplicates()
-            return f"Not to be trusted: {and_list(wrong.artefact)}{reasons.iloc[0]}."
+            state, name, _, what = wrong.iloc[0]
+            return f"Not to be trusted: {and_list(wrong.artefact)}; {name} is {state}: {what}."
         others = f" {len(self.untrusted)} other files cannot, and no result came from there." * (not self.trusted)
         return (f"The results can be trusted: {and_list(results.artefact)} are what was written, and so is all that "
                 f"they came from, as far as it is here.{others}")

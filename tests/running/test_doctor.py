@@ -153,7 +153,7 @@ def test_lock_drift_names_what_differs(tmp_path):
 
 def test_disk_that_is_read_only_is_named(monkeypatch):
     monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
-    assert check_disk(load_settings("laptop"))[0].found == "cannot be written to"
+    assert check_disk(load_settings("laptop")).found == "cannot be written to"
 
 
 def test_missing_packages_are_named_with_what_brings_them():
