@@ -153,19 +153,19 @@ _secret = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 def _secrets() -> dict[str, str]:
     "What not to show, longest first, and what to show for it"
-    shown = {}
+    stand_ins = {}
     for name, value in os.environ.items():
         value = value.strip()
         private = name in FROM_FILE and not name.startswith("SMOLTRACES_") or any(w in name.upper() for w in _secret)
         if len(value) < 6 or not private: continue
-        shown |= dict.fromkeys((value, json.dumps(value)[1:-1], quote(value, safe="")), f"[{name}]")
-    return dict(sorted(shown.items(), key=lambda pair: -len(pair[0])))
+        stand_ins |= dict.fromkeys((value, json.dumps(value)[1:-1], quote(value, safe="")), f"[{name}]")
+    return dict(sorted(stand_ins.items(), key=lambda pair: -len(pair[0])))
 
 
 def _paths(root: Path) -> dict[str, str]:
-    shown = {str(root.absolute()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>",
+    stand_ins = {str(root.absolute()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>",
              tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
-    return {form: shown[path] for path in sorted(shown, key=len, reverse=True)
+    return {form: stand_ins[path] for path in sorted(stand_ins, key=len, reverse=True)
             for form in {path, os.path.realpath(path)} - {"/"}}
 
 

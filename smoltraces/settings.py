@@ -203,9 +203,9 @@ class Settings(BaseModel):
 # %% ../nbs/00_settings.ipynb #9bf01102
 def find_settings(start: Path | None = None) -> Path: # Raises InputError where there is none
     "The file that `SMOLTRACES_SETTINGS` names, else the nearest settings.ini in `start`, here by default, or above it"
-    if named := os.environ.get("SMOLTRACES_SETTINGS"):
-        if Path(named).is_file(): return Path(named).resolve()
-        raise InputError(f"SMOLTRACES_SETTINGS names {named}, which is no file: name a settings.ini, or unset it.")
+    if file := os.environ.get("SMOLTRACES_SETTINGS"):
+        if Path(file).is_file(): return Path(file).resolve()
+        raise InputError(f"SMOLTRACES_SETTINGS names {file}, which is no file: name a settings.ini, or unset it.")
     start = Path(start or ".").resolve()
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file(): return folder / "settings.ini"

@@ -164,17 +164,17 @@ def judge(
 ) -> dict[str, tuple[str, str]]: # By artefact: state, and what is to be said of it
     "Judge each artefact by itself, and what was made from it"
     writers, effects = producers(records, now), defaultdict(list)
-    judged = {name: _itself(name, writers, *now[name]) for name in now}
+    states = {name: _itself(name, writers, *now[name]) for name in now}
     for name, record in writers.items():
         for read in record.inputs: effects[read].append(name)
-    causes = {name: name for name, (state, _) in judged.items() if state not in (OK, MISSING)}
+    causes = {name: name for name, (state, _) in states.items() if state not in (OK, MISSING)}
     for name in (queue := list(causes)): # grows on the way
         for effect in effects[name]:
             if effect in causes: continue
             causes[effect] = causes[name]
-            judged[effect] = STALE, f"came from {causes[name]}, which is {judged[causes[name]][0]}"
+            states[effect] = STALE, f"came from {causes[name]}, which is {states[causes[name]][0]}"
             queue.append(effect)
-    return judged
+    return states
 
 # %% ../../nbs/running/77_verify.ipynb #bc3b348d
 def hidden(key: str, value): # of a setting
