@@ -62,7 +62,7 @@ def check_lock(cfg: Settings) -> Check:
     if not lock.is_file(): return Check("versions", "warn", "no requirements.lock here", "work in a clone")
     differences = drift(lock)
     few = ", ".join(differences[:4]) + ", …" * (len(differences) > 4)
-    return Check("versions", "warn" if few else "ok", f"that differ from requirements.lock: {few or 'none'}", AGAIN)
+    return Check("versions", "warn" if few else "ok", f"other than requirements.lock has: {few or 'none'}", AGAIN)
 
 # %% ../../nbs/running/79_doctor.ipynb #393f46e1
 def check_modules(cfg: Settings) -> Check:

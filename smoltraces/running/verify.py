@@ -64,7 +64,7 @@ class Record:
     def _hashes(self, part: str) -> dict[str, str]: # of what lies in the run
         return {name: digest for name, digest in self.section(part).items() if not own_file(name)}
 
-
+# %% ../../nbs/running/77_verify.ipynb #77a10001
 def _fault(stage: str, notes) -> str:
     "Why a file's content is no record of a stage; empty where it is one"
     if not isinstance(notes, dict) or notes.get("stage") != stage: return f"is no record of {stage}"
