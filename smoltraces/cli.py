@@ -16,33 +16,31 @@ from typing import Annotated
 
 import typer
 
+from .files import print_table
 from .settings import InputError, Settings, find_settings, load_settings, profile_names, read_settings
 
 # %% ../nbs/90_cli.ipynb #0b45558c
 def profiles(incomplete: str) -> list[str]: # None outside a clone, or where settings.ini is broken
     "The profiles of settings.ini"
-    try: names = profile_names(read_settings(find_settings()))
+    try: return [name for name in profile_names(read_settings(find_settings())) if name.startswith(incomplete)]
     except InputError: return []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 def experiments(incomplete: str) -> list[str]:
     "The experiment notebooks, which are the kinds of stages"
-    try: folder = find_settings().parent / "nbs" / "experiments"
+    try: return sorted(f.stem for f in find_settings().parent.glob(f"nbs/experiments/{incomplete}*.ipynb"))
     except InputError: return []
-    return [file.stem for file in sorted(folder.glob(f"{incomplete}*.ipynb"))]
 
 
 def keys(incomplete: str) -> list[tuple[str, str]]: # KEY= and its meaning
     "The keys of settings.ini"
-    return [(f"{key}=", field.description or "") for key, field in Settings.model_fields.items()
+    return [(f"{key}=", field.description) for key, field in Settings.model_fields.items()
             if key != "profile" and key.startswith(incomplete)]
 
 # %% ../nbs/90_cli.ipynb #8a1c60ad
 app = typer.Typer(help="Replay “Style over Substance”: build the data, train the students, evaluate, compare.",
                   no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False,
-                  epilog="Exit codes: 0 done; 1 something failed or cannot be trusted; 2 something given is wrong; "
-                  "130 stopped by Ctrl-C, and the same command goes on.")
+                  epilog="Exit codes: 0 done; 1 failed, or not to be trusted; 2 wrong input; 130 stopped by Ctrl-C.")
 Profile = Annotated[str, typer.Option(help="A section of settings.ini: smoke, laptop, gpu or paper.",
                                       autocompletion=profiles)]
 Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Set a key of settings.ini.",
@@ -58,11 +56,8 @@ Traces = Annotated[list[Path], typer.Argument(metavar="FILE…", show_default=Fa
 Several = list[str] | None
 
 
-def overrides(
-    pairs: list[str] | None, # KEY=VALUE, of --set
-    **lists: str | None, # Options that stand for a key of the same name
-) -> dict[str, str]:
-    "The settings that the command line changes"
+def overrides(pairs: list[str] | None, **lists: str | None) -> dict[str, str]:
+    "The settings that the command line changes: KEY=VALUE of --set, and options named like a key"
     for pair in pairs or []:
         if "=" not in pair: raise InputError(f"--set {pair} lacks its value: write --set KEY=VALUE.")
     return dict(pair.split("=", 1) for pair in pairs or []) | {k: v for k, v in lists.items() if v is not None}
@@ -87,13 +82,12 @@ def reproduce(
     if dry_run:
         from smoltraces.running.status import preview, show_preview
         return show_preview(preview(cfg, only), as_json)
-    try: ran = _reproduce(cfg, changes, only=only, max_failures=max_failures, engine=engine, address=address)
+    try: n = _reproduce(cfg, changes, only=only, max_failures=max_failures, engine=engine, address=address)
     except KeyboardInterrupt:
         print("smoltraces: stopped; the same command goes on with what is left.", file=sys.stderr, flush=True)
         raise typer.Exit(130) from None
-    results = f"{cfg.out}/{cfg.profile}"
-    typer.echo(f"{ran} stages ran in {time.time() - start:.0f} s. Results: {results}/report.html, {results}/tables, "
-               f"{results}/figures, {results}/notebooks")
+    typer.echo(f"{n} stages ran in {time.time() - start:.0f} s. Results: {cfg.out}/{cfg.profile}/report.html, and "
+               "tables, figures and notebooks beside it.")
 
 
 def _reproduce(cfg: Settings, changes: dict, **options) -> int:
@@ -127,7 +121,7 @@ def status(
 def doctor(profile: Profile = "laptop", set_: Set = None, as_json: AsJson = False):
     "Show what this machine can run, what is missing and how to get it, and the profile to choose."
     from smoltraces.running.doctor import examine, show
-    raise typer.Exit(show(*examine(load_settings(profile, **overrides(set_))), as_json))
+    raise typer.Exit(show(examine(load_settings(profile, **overrides(set_))), as_json))
 
 
 @app.command()
@@ -149,15 +143,7 @@ def settings(profile: Profile = "laptop", set_: Set = None, as_json: AsJson = Fa
     "Show every setting of a profile, with its meaning."
     cfg = load_settings(profile, **overrides(set_))
     if as_json: return typer.echo(cfg.model_dump_json(indent=1))
-    _print_table(["key", "value", "meaning"], cfg.rows())
-
-
-def _print_table(columns: list[str], rows: list[tuple[str, ...]]):
-    from rich.console import Console
-    from rich.table import Table
-    table = Table(*columns, box=None)
-    for row in rows: table.add_row(*row)
-    Console().print(table)
+    print_table(["key", "value", "meaning"], cfg.rows())
 
 # %% ../nbs/90_cli.ipynb #cd00b87a
 @app.command()
@@ -165,8 +151,7 @@ def style(
     files: Traces,
     field: Annotated[str, typer.Option(help="Where rows hold the trace.")] = "trace",
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a trace.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write one Parquet file of measures per file; "
-                                             "what is there already is not measured again.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="FOLDER", help="Write Parquet files of measures.")] = None,
     engine: Annotated[str, typer.Option(help="threads, or ray for Parquet on a cluster.")] = "threads",
     tokenizer: Annotated[str | None, typer.Option(help="Add n_tokens under this tokenizer.")] = None,
     lexicon_files: Annotated[list[Path] | None, typer.Option("--lexicon", metavar="TOML", help="More phrases.")] = None,
@@ -188,11 +173,11 @@ def style(
 
 def _print_json(files, field, tokenizer, more):
     from smoltraces.style.measure import as_json, file_batches, lexicon, measure_texts, with_ids
-    lex, done = lexicon(*more), 0
+    lex, start = lexicon(*more), 0
     for file in files:
         for ids, texts in file_batches(file, field):
-            rows = with_ids(measure_texts(texts, lex, tokenizer), ids, done)
-            done += len(rows)
+            rows = with_ids(measure_texts(texts, lex, tokenizer), ids, start)
+            start += len(rows)
             texts = texts.to_pylist() if hasattr(texts, "to_pylist") else texts
             for row, text in zip(rows.to_dict("records"), texts, strict=True):
                 print(json.dumps(as_json(row, text if isinstance(text, str) else "", lex), ensure_ascii=False))
@@ -201,18 +186,16 @@ def _print_json(files, field, tokenizer, more):
 @app.command()
 def view(
     files: Traces,
-    field: Annotated[str | None, typer.Option(help="Where rows hold the trace, if not in trace or output.")] = None,
-    id_: Annotated[Several, typer.Option("--id", help="Only this trace or problem; may be repeated.")] = None,
-    row: Annotated[list[int] | None, typer.Option(help="Only this row, from 1; may be repeated.")] = None,
-    variant: Annotated[Several, typer.Option(help="Only this variant; may be repeated.")] = None,
+    field: Annotated[str | None, typer.Option(help="The traces' column, if not trace or output.")] = None,
+    id_: Annotated[Several, typer.Option("--id", help="Only this trace or problem.")] = None,
+    row: Annotated[list[int] | None, typer.Option(help="Only this row, from 1.")] = None,
+    variant: Annotated[Several, typer.Option(help="Only this variant.")] = None,
     correct: Annotated[bool | None, typer.Option("--correct/--wrong", help="Only right, or wrong, answers.")] = None,
-    type_: Annotated[Several, typer.Option("--type", help="Only traces with a pivot of this type: realization, "
-                                           "verification, exploration or integration; may be repeated.")] = None,
+    type_: Annotated[Several, typer.Option("--type", help="Only with a pivot of this type, e.g. verification.")] = None,
     search: Annotated[str, typer.Option(help="Only traces that hold this text.", show_default=False)] = "",
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help="Two traces of a problem at a time.")] = False,
     limit: Annotated[int, typer.Option(min=0, help="Print at most so many; 0: all.")] = 20,
-    html: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write all that is chosen to one HTML file "
-                                              "instead, to search, filter and compare in a browser.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="PAGE.html", help="Write a page for a browser instead.")] = None,
 ):
     "Read traces: pivots coloured, stages in the margin, backtracks marked."
     from smoltraces.style.viewer import page, pairs, print_traces, rows, select
@@ -224,8 +207,8 @@ def view(
 # %% ../nbs/90_cli.ipynb #41a10fca
 @app.command("import")
 def import_(
-    spec: Annotated[str, typer.Argument(metavar="SET", help="A trace set: NAME, NAME@PATH, or "
-                                        "FILE?question=COLUMN&answer=COLUMN&trace=COLUMN.")],
+    spec: Annotated[str, typer.Argument(metavar="SET", help="NAME, NAME@PATH, or FILE?question=COLUMN&"
+                                        "answer=COLUMN&trace=COLUMN.")],
     out: Annotated[Path, typer.Option(metavar="FILE.parquet", help="Where the rows of ST go.")],
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after so many rows kept.")] = None,
     offline: Annotated[bool, typer.Option(help="Never ask the hub.")] = False,
@@ -233,8 +216,8 @@ def import_(
     "Turn published reasoning traces into verified rows of ST."
     from smoltraces.traces.published import import_traces
     counts = import_traces(spec, out, limit, offline)
-    for words, n in [("rows read", counts.read), *sorted(counts.dropped.items())]: typer.echo(f"{n:>9,} {words}")
-    typer.echo(f"{counts.kept:>9,} kept in {out} ({counts.name}, licence {counts.licence}): verified rows of ST.")
+    print_table(["rows", ""], [(counts.read, "read"), *((n, why) for why, n in sorted(counts.dropped.items()))])
+    typer.echo(f"{counts.kept:,} kept in {out} ({counts.name}, licence {counts.licence}): verified rows of ST.")
 
 
 @app.command()
@@ -269,7 +252,7 @@ def answers(
     with Store(file) as store:
         if merge: typer.echo(f"{merge}: {store.merge(merge)} answers taken in.")
         if export: typer.echo(f"{store.export(export)}: every answer, with what was asked.")
-        _print_table(["model", "answers", "prompt tokens", "completion tokens", "US dollars"], [
+        print_table(["model", "answers", "prompt tokens", "completion tokens", "US dollars"], [
             (model, *(f"{n:,}" for n in (s.requests, s.prompt_tokens, s.completion_tokens)), f"{s.cost_usd:,.2f}")
             for model, s in store.spent().items()])
 

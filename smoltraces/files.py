@@ -14,7 +14,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, reduce
 from pathlib import Path
@@ -23,9 +23,9 @@ from urllib.parse import quote
 from .settings import FROM_FILE, InputError, Lazy
 
 # %% auto #0
-__all__ = ['SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json', 'write_parquet',
-           'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible', 'Log',
-           'register']
+__all__ = ['pd', 'pa', 'pq', 'COLOURS', 'SCRUBBED', 'short_path', 'why_not', 'atomic', 'write_text', 'write_json', 'read_json',
+           'write_parquet', 'read_parquet', 'parquet_writer', 'parquet_rows', 'sha256', 'scrubber', 'scrub', 'visible',
+           'print_table', 'Log', 'register']
 
 # %% ../nbs/01_files.ipynb #f8792a31
 def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or data/ST.parquet
@@ -34,23 +34,19 @@ def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or da
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
 
 
-def why_not(
-    error: Exception, # What a writer raised; libraries raise exceptions of their own for a full disk
-    path: Path, # What it was to write
-) -> str | None: # None where it is not the disk that refused
-    "The sentence for a disk that does not take a file"
+def why_not(error: Exception, path: Path) -> str | None: # None where it is not the disk that refused
+    "The sentence for a disk that does not take a file; libraries raise exceptions of their own"
     number, name = getattr(error, "errno", None), Path(path).name
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
-        return f"No disk space left to write {name}: free some and run again; nothing was kept of this file."
+        return f"No disk space left to write {name}: free some and run again."
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return (f"{name} cannot be written ({os.strerror(number)}): make {short_path(Path(path).parent)} writable, or "
-                "set `out` to another folder.")
+        return f"{name} cannot be written ({os.strerror(number)}): make its folder writable, or set `out` to another."
     return None
 
 
 @contextmanager
 def atomic(
-    path: Path, # The file or folder that appears when the block ends without an error
+    path: Path, # A file or a folder
 ) -> Iterator[Path]: # A temporary path in the same folder to write to
     "Write to a temporary path that replaces `path` when the block succeeds and disappears when it fails"
     path = Path(path)
@@ -98,22 +94,18 @@ def read_json(path: Path):
     "Read JSON; an InputError names a file that is absent or broken"
     with _reading(path, "whole JSON"): return json.loads(Path(path).read_text(encoding="utf-8"))
 
-# %% ../nbs/01_files.ipynb #5a1d0f0c
+# %% ../nbs/01_files.ipynb #5b14a496
 pd, pa, pq = Lazy("pandas"), Lazy("pyarrow"), Lazy("pyarrow.parquet") # slow to import
 
-# %% ../nbs/01_files.ipynb #5b14a496
+
 def _table(rows, schema):
     table = (pa.Table.from_pylist(rows, schema=schema) if isinstance(rows, list) else
              pa.Table.from_pandas(rows, schema=schema, preserve_index=False))
     return table.replace_schema_metadata(None)
 
 
-def write_parquet(
-    path: Path,
-    rows: pd.DataFrame | list[dict],
-    schema: pa.Schema | None = None, # Checked and cast to, where given
-) -> Path:
-    "Write a table atomically and deterministically"
+def write_parquet(path: Path, rows: pd.DataFrame | list[dict], schema: pa.Schema | None = None) -> Path:
+    "Write a table atomically and deterministically, checked against the schema"
     table = _table(rows, schema)
     with atomic(path) as temporary: pq.write_table(table, temporary, compression="zstd")
     return Path(path)
@@ -126,7 +118,7 @@ def read_parquet(
     "Read a Parquet file, checked"
     with _reading(path, "a whole Parquet file", columns): return pq.read_table(path, columns=columns).to_pandas()
 
-# %% ../nbs/01_files.ipynb #5a1d0f06
+
 @contextmanager
 def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dict]], None]]:
     "Write a table, some rows at a call, that is there when the block ends"
@@ -134,11 +126,8 @@ def parquet_writer(path: Path, schema: pa.Schema) -> Iterator[Callable[[list[dic
         yield lambda rows: file.write_table(_table(rows, schema))
 
 
-def parquet_rows(
-    path: Path,
-    size: int = 256, # Rows read at a time
-) -> Iterator[dict]: # Raises InputError naming a file that is absent or broken
-    "The rows of a table one by one, without holding all of it"
+def parquet_rows(path: Path, size: int = 256) -> Iterator[dict]:
+    "The rows of a table one by one, of which so many are held; an InputError names a file that is absent or broken"
     with _reading(path, "a whole Parquet file"):
         for batch in pq.ParquetFile(path).iter_batches(size): yield from batch.to_pylist()
 
@@ -149,7 +138,7 @@ def _digest(path: str, size: int, changed: int) -> str:
 
 
 def sha256(path: Path | str) -> str:
-    "Hash of a file's bytes, or of a folder's relative names and bytes"
+    "Hash of a file's bytes, or of a folder's names and bytes"
     path = Path(path).absolute()
     if path.is_dir():
         files = sorted(file for file in path.rglob("*") if file.is_file())
@@ -164,24 +153,24 @@ _secret = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
 
 def _secrets() -> dict[str, str]:
     "What not to show, longest first, and what to show for it"
-    shown = {}
+    stand_ins = {}
     for name, value in os.environ.items():
         value = value.strip()
         private = name in FROM_FILE and not name.startswith("SMOLTRACES_") or any(w in name.upper() for w in _secret)
         if len(value) < 6 or not private: continue
-        shown |= dict.fromkeys((value, json.dumps(value)[1:-1], quote(value, safe="")), f"[{name}]")
-    return dict(sorted(shown.items(), key=lambda pair: -len(pair[0])))
+        stand_ins |= dict.fromkeys((value, json.dumps(value)[1:-1], quote(value, safe="")), f"[{name}]")
+    return dict(sorted(stand_ins.items(), key=lambda pair: -len(pair[0])))
 
 
 def _paths(root: Path) -> dict[str, str]:
-    shown = {str(root.absolute()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>",
+    stand_ins = {str(root.absolute()): ".", sys.prefix: "<python>", sys.base_prefix: "<python>",
              tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
-    return {form: shown[path] for path in sorted(shown, key=len, reverse=True)
+    return {form: stand_ins[path] for path in sorted(stand_ins, key=len, reverse=True)
             for form in {path, os.path.realpath(path)} - {"/"}}
 
 
 def scrubber(root: Path) -> Callable[[str], str]: # With the secrets that the environment holds now
-    "A function that takes the machine's paths (below `root` first) and the environment's secrets out of a text"
+    "A function that takes the machine's paths and the environment's secrets out of a text"
     pairs = [*_secrets().items(), *_paths(root).items()]
     return lambda text: reduce(lambda rest, pair: rest.replace(*pair), pairs, text)
 
@@ -205,6 +194,20 @@ def _stand_in(match: re.Match) -> str: # by name, since few fonts have the pictu
 def visible(text) -> str: # Of characters that are seen, tabs, newlines and joiners; what is no text as by `str`
     "Text whose control, direction and other unseen characters are stand-ins, such as ⟨ESC⟩ or ⟨U+202E⟩"
     return _unseen.sub(_stand_in, str(text).replace("\r\n", "\n"))
+
+# %% ../nbs/01_files.ipynb #01a10002
+COLOURS = {"ok": "green", "warn": "yellow", "stale": "yellow", "fail": "bold red", "changed": "bold red"}
+
+
+def print_table(columns: Iterable[str], rows: Iterable[Iterable], console=None):
+    "Print a table of text, in which states are coloured, on standard output or a rich.console.Console"
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    table = Table(box=None, pad_edge=False)
+    for column in columns: table.add_column(column, overflow="fold")
+    for row in rows: table.add_row(*(Text(visible(cell), COLOURS.get(str(cell), "")) for cell in row))
+    (console or Console(highlight=False)).print(table)
 
 # %% ../nbs/01_files.ipynb #3ce027bb
 class Log:
@@ -232,7 +235,6 @@ SCRUBBED = "scrubbed://"
 
 
 class _Scrubbed:
-    "Papermill's way to a file, with private things taken out"
     def __init__(self, root: Path): self.root = root
 
     def write(self, text: str, path: str):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BENCHMARK_NAMES', 'NamesOrNone', 'Names', 'Variant', 'Variants', 'Benchmark', 'Benchmarks', 'Roles', 'Seeds',
-           'KeyName', 'LearningRate', 'FROM_FILE', 'OWN', 'InputError', 'nearest', 'benchmark_name', 'as_text',
-           'Settings', 'find_settings', 'read_settings', 'profile_names', 'load_env', 'load_settings', 'from_notebook',
-           'slug', 'versions', 'needs', 'Lazy']
+           'KeyName', 'LearningRate', 'FROM_FILE', 'OWN', 'InputError', 'nearest', 'benchmark_name', 'Settings',
+           'find_settings', 'read_settings', 'profile_names', 'load_env', 'load_settings', 'from_notebook', 'slug',
+           'versions', 'needs', 'Lazy']
 
 # %% ../nbs/00_settings.ipynb #738e6282
 import configparser
@@ -26,10 +26,7 @@ class InputError(ValueError):
     "What is wrong with something the user gave, and how to mend it, in one sentence"
 
 
-def nearest(
-    name: str, # As it was written
-    names: Iterable[str], # Those that there are
-) -> str: # The end of such a sentence
+def nearest(name: str, names: Iterable[str]) -> str: # The end of such a sentence
     "The name that was probably meant, or all there are"
     names = list(names)
     match = difflib.get_close_matches(name, names, n=1)
@@ -39,14 +36,13 @@ def nearest(
 BENCHMARK_NAMES = ("embedded", "embedded_hard", "math500", "aime24", "gpqa_diamond")
 
 
-def benchmark_name(spec: str) -> str: # of NAME or NAME@PATH
-    "The name of a benchmark, without the file it is read from"
+def benchmark_name(spec: str) -> str:
+    "The name of a benchmark, without the file it is read from: NAME of NAME@PATH"
     return spec.partition("@")[0]
 
 
 def _benchmark(spec: str) -> str:
-    name = benchmark_name(spec)
-    if name in BENCHMARK_NAMES: return spec
+    if (name := benchmark_name(spec)) in BENCHMARK_NAMES: return spec
     raise ValueError(f"{name!r} is no benchmark; {nearest(name, BENCHMARK_NAMES)}")
 
 
@@ -72,7 +68,7 @@ def _variable(name: str) -> str:
     raise ValueError("it has to be the NAME of an environment variable: put the key itself into the environment or "
                      "into .env, never here")
 
-# %% ../nbs/00_settings.ipynb #5a1d0c04
+
 NamesOrNone = Annotated[tuple[str, ...], BeforeValidator(_split)]
 Names = Annotated[NamesOrNone, Field(min_length=1)]
 Variant = Literal["ST", "ST-HC", "ST-HC-W", "ST-NT", "SBS"]
@@ -83,11 +79,6 @@ Roles = Annotated[tuple[Literal["rlm", "lm", "wrong"], ...], BeforeValidator(_sp
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(_seeds), Field(min_length=1)]
 KeyName = Annotated[str, AfterValidator(_variable)]
 LearningRate = Annotated[Annotated[float, Field(gt=0, lt=1)] | None, BeforeValidator(lambda v: None if v == "" else v)]
-
-
-def as_text(value) -> str:
-    "A setting as settings.ini writes it, e.g. `ST, ST-HC`"
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 # %% ../nbs/00_settings.ipynb #8845aaee
 class Settings(BaseModel):
@@ -177,15 +168,14 @@ class Settings(BaseModel):
     time_limit: float = Field(ge=0, description="minutes that one stage may take before it is stopped (0: no limit)")
 
     _root: Path = PrivateAttr(Path())
-    _sections: dict[str, dict[str, str]] = PrivateAttr({})
+    _sections: dict[str, dict[str, str]] = PrivateAttr({}) # what a student's or variant's own section sets
     _fixed: frozenset[str] = PrivateAttr(frozenset()) # keys that the environment or parameters set
 
     @property
     def root(self) -> Path: return self._root # The project's folder, which holds settings.ini
 
     @property
-    def sections(self) -> dict[str, dict[str, str]]: # By name, what it sets for one student or variant alone
-        return self._sections
+    def sections(self) -> dict[str, dict[str, str]]: return self._sections
 
     @property
     def benchmark_names(self) -> tuple[str, ...]:
@@ -203,25 +193,23 @@ class Settings(BaseModel):
 
     def rows(self) -> list[tuple[str, str, str]]:
         "Key, value as settings.ini writes it, and meaning"
-        return [(key, as_text(value), type(self).model_fields[key].description) for key, value in self]
+        return [(key, ", ".join(map(str, value)) if isinstance(value, tuple) else str(value), field.description)
+                for (key, value), field in zip(self, type(self).model_fields.values(), strict=True)]
 
     def _repr_markdown_(self):
         rows = [f"| `{key}` | {value} | {meaning} |" for key, value, meaning in self.rows()]
         return "\n".join(["| key | value | meaning |", "|---|---|---|", *rows])
 
 # %% ../nbs/00_settings.ipynb #9bf01102
-def find_settings(
-    start: Path | None = None, # Where to begin, the working folder by default
-) -> Path: # The nearest settings.ini, in `start` or a folder above it
-    "Find `settings.ini`, or take the file that `SMOLTRACES_SETTINGS` names; an InputError where there is none"
-    if named := os.environ.get("SMOLTRACES_SETTINGS"):
-        if Path(named).is_file(): return Path(named).resolve()
-        raise InputError(f"SMOLTRACES_SETTINGS names {named}, which is not a file: name a settings.ini, or unset it.")
+def find_settings(start: Path | None = None) -> Path: # Raises InputError where there is none
+    "The file that `SMOLTRACES_SETTINGS` names, else the nearest settings.ini in `start`, here by default, or above it"
+    if file := os.environ.get("SMOLTRACES_SETTINGS"):
+        if Path(file).is_file(): return Path(file).resolve()
+        raise InputError(f"SMOLTRACES_SETTINGS names {file}, which is no file: name a settings.ini, or unset it.")
     start = Path(start or ".").resolve()
     for folder in (start, *start.parents):
         if (folder / "settings.ini").is_file(): return folder / "settings.ini"
-    raise InputError("No settings.ini here or in a folder above: work inside a clone of SmolTraces, or set "
-                     "SMOLTRACES_SETTINGS to the file.")
+    raise InputError("No settings.ini here or above: work in a clone, or set SMOLTRACES_SETTINGS to the file.")
 
 
 def read_settings(file: Path) -> dict[str, dict[str, str]]:
@@ -241,19 +229,14 @@ def profile_names(sections: dict[str, dict[str, str]]) -> list[str]: # from `rea
 FROM_FILE: set[str] = set() # names of the variables that came from .env
 
 
-def load_env(
-    file: Path, # Lines of NAME=value; need not be there
-) -> None: # InputError naming a line that is none
+def load_env(file: Path) -> None: # Lines of NAME=value, if it is there; raises InputError for a line that is none
     "Take environment variables from a file, where they are not set yet"
-    if not file.is_file(): return
-    from dotenv.parser import parse_stream
-    with open(file, encoding="utf-8") as f: lines = list(parse_stream(f))
-    for line in lines:
-        if line.error or line.key and line.value is None:
-            raise InputError(f"{file.name}, line {line.original.line} is no NAME=value: mend it, or put # before it.")
-    for name, value in {line.key: line.value for line in lines if line.key}.items():
-        FROM_FILE.add(name)
-        os.environ.setdefault(name, value)
+    from dotenv import dotenv_values
+    values = dotenv_values(file, interpolate=False)
+    if None in values.values():
+        raise InputError(f"{file.name} has a line that is no NAME=value: mend it, or put # before it.")
+    FROM_FILE.update(values)
+    for name, value in values.items(): os.environ.setdefault(name, value)
 
 # %% ../nbs/00_settings.ipynb #958b9375
 def _environment() -> dict[str, str]:
@@ -303,7 +286,7 @@ def _own_sections(sections: dict[str, dict[str, str]], settings: Settings, file:
 
 
 def load_settings(
-    profile: str = "laptop", # A section of settings.ini
+    profile: str = "laptop",
     start: Path | None = None, # Where the search for settings.ini begins
     **overrides, # Keys to set on top, e.g. epochs=3
 ) -> Settings: # Raises InputError, naming the key and where its value came from
@@ -325,9 +308,7 @@ def load_settings(
     return settings
 
 # %% ../nbs/00_settings.ipynb #be149b53
-def from_notebook(
-    names: dict, # `globals()` of the notebook, right after its parameters cell
-) -> Settings:
+def from_notebook(names: dict) -> Settings: # `globals()` of the notebook, right after its parameters cell
     "The settings of the notebook's `profile`, with every variable named like a setting set on top"
     keys = Settings.model_fields.keys() & names.keys() - {"profile"}
     cfg = load_settings(names["profile"], **{key: names[key] for key in keys if names[key] is not None})
@@ -349,16 +330,13 @@ def versions(*packages: str) -> dict[str, str]:
     return installed
 
 
-def needs(
-    module: str, # As it is imported
-    extra: str, # The extra of this package that brings it
-):
-    "An InputError that names the extra, where `module` is not installed"
+def needs(module: str, extra: str):
+    "An InputError that names the extra of this package that brings `module`, where it is not installed"
     from importlib.util import find_spec
     if find_spec(module) is None:
         raise InputError(f'This needs the package {module}: pip install "smoltraces[{extra}]".')
 
-# %% ../nbs/00_settings.ipynb #5b0c71df
+
 class Lazy:
     "A module that is imported when something of it is first used"
     def __init__(self, name: str): self.name = name

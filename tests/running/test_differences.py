@@ -11,7 +11,7 @@ from small_runs import amend, answers, predictions, small_run, stage, weights
 
 from smoltraces.evidence.statistics import comparisons, summarise
 from smoltraces.files import read_json, read_parquet, write_json, write_parquet, write_text
-from smoltraces.running.diff import AWAY, DIFFERS, SAME, TIMES, compare_answers, diff, plot_moved, show, tell
+from smoltraces.running.diff import AWAY, DIFFERS, SAME, compare_answers, diff, show, tell
 from smoltraces.settings import InputError
 
 
@@ -30,7 +30,7 @@ def runs(made, tmp_path): return shutil.copytree(made, tmp_path / "runs")
 
 def said(found) -> str:
     out = io.StringIO()
-    show(found, Console(file=out, width=110, force_terminal=True))
+    show(found, Console(file=out, width=200, force_terminal=True))
     return out.getvalue()
 
 
@@ -48,11 +48,10 @@ def states(found) -> dict: return dict(zip(found.files.artefact, found.files.sta
 def test_a_run_repeated_is_the_same_but_for_times(runs, capsys):
     found = diff(runs / "a", runs / "again")
     assert found.same and found.conditions.empty and found.flips.empty and not found.claims.moved.any()
-    assert {n for n, s in states(found).items() if s == TIMES} == {weights("SBS"), weights("ST"), "report.html"}
+    assert set(states(found).values()) == {SAME}
     assert found.moved.moved.tolist() == ["same on every problem"] * 2
     assert tell(runs / "a", runs / "again") == 0
-    out = capsys.readouterr().out.splitlines()
-    assert "The results are the same, file by file: 11 artefacts compared, 3 of them but for" in " ".join(out)
+    assert "The results are the same, file by file: 11 same." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["problems.parquet", "data/ST.parquet", f"{weights('ST')}/model.safetensors",
@@ -78,7 +77,7 @@ def test_weights_left_out_say_nothing(runs):
     shutil.rmtree(runs / "again" / "students")
     found = diff(runs / "a", runs / "again")
     assert found.same and states(found)[weights("ST")] == AWAY
-    assert "2 are not here to compare" in found.verdict
+    assert "2 not here to compare" in found.verdict
     shutil.copytree(runs / "a", runs / "copy")
     shutil.rmtree(runs / "copy" / "students")
     assert states(diff(runs / "a", runs / "copy"))[weights("ST")] == SAME # by the recorded hash
@@ -93,28 +92,15 @@ def test_weights_left_out_say_nothing(runs):
 def test_conditions(runs):
     amend(runs / "again", "5_figures", versions={"torch": "2.14.0"}, git={"commit": "fedcba", "dirty": True},
           machine={"system": "Linux", "cores": 64}, lock="1" * 64, code="f" * 64, settings={"bootstrap": 500})
-    for run, jobs in (("a", 2), ("again", 8)):
-        write_json(runs / run / "manifest.json", {"settings": {"jobs": jobs, "epochs": 1.0,
-                                                                 "student_key": f"sk-planted{jobs}"}})
+    amend(runs / "again", "1_build_data", settings={"n_train": 128, "student_key": "sk-planted"})
     rows = diff(runs / "a", runs / "again").conditions
-    found = {(r.kind, r.name): (r.a, r.b, r.decides) for r in rows.itertuples(index=False)}
-    assert found["setting", "bootstrap"] == ("", "500", True)
-    assert found["setting", "jobs"] == ("2", "8", False) and ("setting", "epochs") not in found
-    assert found["version", "torch"] == ("2.13.0", "2.13.0 in 5 stages; 2.14.0 in 1 stage", True)
-    assert found["git", "dirty"] == ("false", "false in 5 stages; true in 1 stage", False)
+    found = {(r.kind, r.name): (r.a, r.b) for r in rows.itertuples(index=False)}
+    assert found["setting", "bootstrap"] == ("", "500") and ("setting", "epochs") not in found
+    assert found["version", "torch"] == ("2.13.0", "2.13.0; 2.14.0")
+    assert found["git", "dirty"] == ("false", "false; true")
     assert {("lock", "requirements.lock"), ("machine", "cores"), ("code", "5_figures")} <= set(found)
-    assert rows.kind.drop_duplicates().tolist() == ["setting", "code", "git", "lock", "version", "machine"]
     text = diff(runs / "a", runs / "again").to_json()
     assert "sk-planted" not in text and "sk-planted" not in said(diff(runs / "a", runs / "again"))
-
-
-def test_stages_seconds_and_cost(runs):
-    stage(runs / "b", "3_finetune-tiny-ST-HC-seed-0", [], [], seconds=1000.0, cost_usd=2.5)
-    found = diff(runs / "a", runs / "b")
-    assert found.only == ([], ["3_finetune-tiny-ST-HC-seed-0"])
-    row = found.stages.set_index("notebook").loc["3_finetune"]
-    assert row[["stages_a", "stages_b", "seconds_a", "seconds_b", "cost_b"]].tolist() == [2, 3, 120.0, 1120.0, 2.5]
-    assert "Stages only in B: 3_finetune-tiny-ST-HC-seed-0" in said(found)
 
 
 def test_other_students_and_variants(runs):
@@ -175,18 +161,16 @@ def test_many_tests_are_corrected(runs):
     assert (found.p_holm >= found.p).all() and found.p_holm.max() <= 1
 
 
-def test_unpaired_where_no_problem_is_shared():
-    a, b = table(right(0.3)), table(right(0.6), start=500, revision="other")
-    [row] = compare_answers((a, b)).to_dict("records")
-    assert row["how"] == "unpaired: no problem is in both, another revision of the benchmark"
-    assert row["shared"] == 0 and pd.isna(row["p"]) and pd.isna(row["gained"]) and row["low"] < row["difference"]
-    assert row["moved"] == "lies above zero"
+def test_no_problem_is_shared():
+    [row] = compare_answers((table(right(0.3)), table(right(0.6), start=500))).to_dict("records")
+    assert row["how"] == "not compared: the problems are others" and row["shared"] == 0 and pd.isna(row["difference"])
+    assert row["accuracy_b"] > row["accuracy_a"] and row["moved"] == ""
 
 
 def test_paired_on_what_is_shared():
-    a, b = table(right(0.3)), table(right(0.3), start=20, revision="other")
+    a, b = table(right(0.3)), table(right(0.3), start=20)
     [row] = compare_answers((a, b)).to_dict("records")
-    assert row["how"] == "paired on the 60 problems that both hold, of 80 and 80: another revision of the benchmark"
+    assert row["how"] == "paired on the 60 problems that both hold"
     assert row["n_a"] == 80 and row["shared"] == 60
     changed = table(right(0.3), answer="8")
     assert compare_answers((a, changed)).shared[0] == 0 # the same questions with other answers are other problems
@@ -202,7 +186,7 @@ def test_seeds_samples_and_gaps():
     assert row["seeds_a"] == 1 and row["accuracy_a"] == pytest.approx(three.mean())
     torn = table(three).query("not (seed == 2 and problem_id >= 'p040')") # a seed that was not finished
     [row] = compare_answers((torn, table(one))).to_dict("records")
-    assert row["shared"] == row["n_a"] == 40 and "answers are missing" in row["how"]
+    assert row["shared"] == row["n_a"] == 40 and "that both hold" in row["how"]
 
 
 def test_flips_and_claims(runs):
@@ -213,17 +197,11 @@ def test_flips_and_claims(runs):
     assert row.lost == (mine.flip == "right to wrong").sum() == (sides[0] & ~sides[1]).sum()
     assert row.gained == (~sides[0] & sides[1]).sum()
     assert found.claims[["verdict_a", "verdict_b", "moved"]].values.tolist() == [["supported", "undecided", True]]
-    assert "1 verdict of 1 on the paper's claims moved" in " ".join(found.sentences())
+    assert "on the paper's claims that moved: 1 of 1" in " ".join(found.sentences())
 
 
 def test_predictions_that_nobody_kept(runs):
     shutil.rmtree(runs / "b" / "predictions")
-    found = diff(runs / "a", runs / "b").moved.set_index("variant")
-    assert found.how["ST"] == "unpaired: B keeps no predictions, only results.parquet"
-    assert (found.accuracy_b["ST"], found.low_b["ST"]) == (0.4, pytest.approx(0.3)) and found.low["ST"] < 0
-    shutil.rmtree(runs / "a" / "predictions")
-    assert "A and B keeps" not in (how := diff(runs / "a", runs / "b").moved.how[0]) and "A and B keep no" in how
-    (runs / "b" / "results.parquet").unlink()
     assert set(diff(runs / "a", runs / "b").moved.how) == {"only in A"}
 
 
@@ -239,17 +217,13 @@ def test_answers_of_an_earlier_plan_do_not_count(runs):
 # ---- what cannot be read
 
 
-def test_broken_files_are_named_and_the_rest_goes_on(runs):
-    (runs / "b" / predictions("ST")).write_bytes(b"PAR1")
+def test_broken_files_are_named(runs):
     (runs / "b" / "runs" / "1_build_data.json").write_text("{")
-    write_parquet(runs / "a" / predictions("SBS"), [{"student": "s"}])
-    (runs / "b" / "claims.parquet").write_text("?")
     found = diff(runs / "a", runs / "b")
-    notes = " ".join(found.notes)
-    assert "B: runs/1_build_data.json is not whole JSON" in notes and f"B: {predictions('ST')} was left out" in notes
-    assert f"A: {predictions('SBS')} was left out" in notes and "lacks one of the columns" in notes
-    assert found.claims.empty and not found.same
-    assert all(note in said(found).replace("\n", " ") for note in ("was left out",))
+    assert "b: runs/1_build_data.json is not whole JSON" in said(found).replace("\n", " ") and not found.same
+    for run, name in (("b", predictions("ST")), ("a", "claims.parquet")):
+        (runs / run / name).write_bytes(b"PAR1")
+        with pytest.raises(InputError, match="is not a whole Parquet file"): diff(runs / "a", runs / "b")
 
 
 def test_links_out_of_a_run_are_not_followed(runs, tmp_path):
@@ -257,7 +231,7 @@ def test_links_out_of_a_run_are_not_followed(runs, tmp_path):
     shutil.move(runs / "b" / predictions("ST"), secret)
     (runs / "b" / predictions("ST")).symlink_to(secret)
     found = diff(runs / "a", runs / "b")
-    assert found.moved.set_index("variant").how["ST"].startswith("unpaired: B keeps no predictions")
+    assert found.moved.set_index("variant").how["ST"] == "only in A"
     amend(runs / "b", "1_build_data", outputs={"../../secret.parquet": "0" * 64})
     assert "secret" not in str(states(diff(runs / "a", runs / "b")))
 
@@ -276,33 +250,21 @@ def test_json_is_strict_and_whole(runs, capsys):
     assert tell(runs / "a", runs / "c", as_json=True) == 1
     told = strict(capsys.readouterr().out)
     assert told["same"] is False and len(told["moved"]) == 3 and told["moved"][0]["difference"] is None
-    assert {"files", "conditions", "stages", "moved", "flips", "claims", "verdict", "only_in_a"} <= set(told)
+    assert {"files", "conditions", "moved", "flips", "claims", "verdict"} <= set(told)
 
 
 def test_every_form_says_the_same(runs):
     found = diff(runs / "a", runs / "b")
     text = said(found)
-    for line in (found.verdict, *found.sentences()):
-        words = line.split()[:6]
-        assert " ".join(words) in " ".join(text.split()) and " ".join(words[:3]) in found._repr_markdown_()
+    for line in (found.verdict, *found.sentences()): assert line in text
     row = found.moved.set_index("variant").loc["ST"]
-    for value in (row.accuracy_a, row.accuracy_b, row.low, row.high):
-        assert f"{100 * value:.1f}" in text and f"{100 * value:.1f}" in found._repr_markdown_()
-    assert f"{row.lost} right to wrong" in " ".join(text.split()) and row.moved in text
-    assert "with one training run a side" in found._repr_markdown_().lower()
+    for value in (row.accuracy_a, row.accuracy_b, row.low, row.high): assert f"{100 * value:.1f}" in text
+    assert "with one training run a side" in text.lower()
 
 
 def test_hostile_text_is_shown_as_text(runs):
     amend(runs / "b", "5_figures", settings={"[red]x\x1b[31m": "|<b>"})
-    found = diff(runs / "a", runs / "b")
-    assert "\x1b[31m" not in found._repr_markdown_() and "[red]x⟨ESC⟩" in said(found)
-
-
-def test_plot(runs):
-    found = diff(runs / "a", runs / "b")
-    [axes] = found.plot().axes
-    assert len(axes.get_legend().get_texts()) == 2 and axes.get_xlabel() == "accuracy in A, %"
-    with pytest.raises(InputError, match="no accuracy in common"): plot_moved(found.moved[:0])
+    assert "[red]x⟨ESC⟩" in said(diff(runs / "a", runs / "b"))
 
 
 # ---- a real run (uses the session fixture `smoke`)

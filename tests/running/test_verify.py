@@ -10,19 +10,16 @@ import pytest
 from rich.console import Console
 from small_runs import amend, predictions, small_run, stage, weights
 
-from smoltraces.files import read_json, sha256, write_json, write_text
+from smoltraces.files import read_json, write_json, write_text
 from smoltraces.running import verify as verifying
 from smoltraces.running.execute import hold
 from smoltraces.running.verify import (
-    BROKEN,
     CHANGED,
-    INPUTS,
+    LEFT_OUT,
     MISSING,
-    TRUSTED,
-    UNREADABLE,
-    UNRECORDED,
-    UPSTREAM,
-    Artefact,
+    NOT_OURS,
+    OK,
+    STALE,
     Record,
     judge,
     read_records,
@@ -44,10 +41,10 @@ def run(made, tmp_path): return shutil.copytree(made, tmp_path / "run")
 
 
 def states(found) -> dict: return dict(zip(found.rows.artefact, found.rows.state, strict=True))
-def reason(found, name) -> str: return found.rows.set_index("artefact").reason[name]
+def reason(found, name) -> str: return found.rows.set_index("artefact").what[name]
 def said(found) -> str:
     out = io.StringIO()
-    show(found, Console(file=out, width=100, force_terminal=True))
+    show(found, Console(file=out, width=160, force_terminal=True))
     return out.getvalue()
 
 
@@ -59,7 +56,7 @@ def of(variant: str) -> set: return {f"data/{variant}.parquet", weights(variant)
 
 def test_untouched_run_is_trusted(run, capsys):
     found = verify(run)
-    assert found.trusted and set(states(found).values()) == {TRUSTED}
+    assert found.trusted and set(states(found).values()) == {OK}
     assert set(states(found)) == {"problems.parquet", *of("SBS"), *of("ST"), *RESULTS}
     assert found.rows.artefact.tolist()[-len(RESULTS):][-1] == "report.html"
     assert tell(run) == 0
@@ -76,9 +73,7 @@ def test_weights_may_be_left_out(run):
     shutil.rmtree(run / "students")
     found = verify(run)
     assert found.trusted and tell(run) == 0
-    left = found.rows[found.rows.state == MISSING]
-    assert set(left.artefact) == {weights("SBS"), weights("ST")} and left.trusted.isna().all()
-    assert "2 in students/" in found.left_out
+    assert set(found.rows.artefact[found.rows.what == LEFT_OUT]) == {weights("SBS"), weights("ST")}
 
 
 # ---- what is not to be trusted
@@ -93,28 +88,18 @@ def test_distrust_goes_from_cause_to_effect(run, changed, also):
     file = run / changed
     write_text(next(p for p in file.rglob("*") if p.is_file()) if file.is_dir() else file, "edited")
     found = verify(run)
-    assert states(found) == {name: CHANGED if name == changed else UPSTREAM if name in also else TRUSTED
+    assert states(found) == {name: CHANGED if name == changed else STALE if name in also else OK
                              for name in states(verify(run))}
     assert not found.trusted and tell(run) == 1
-    for name in also:
-        words = reason(found, name)
-        assert words.startswith(f"{changed} was changed after ") and words.endswith(f" went into {name}.")
-        assert words.count(". ") == 0 # one sentence
-
-
-def test_chain_names_every_link(run):
-    write_text(run / "data" / "ST.parquet", "edited")
-    assert reason(verify(run), "report.html") == (
-        f"data/ST.parquet was changed after 1_build_data wrote it, and went into {weights('ST')}, which went into "
-        f"{predictions('ST')}, which went into report.html.")
+    for name in also: assert reason(found, name) == f"came from {changed}, which is changed"
 
 
 def test_distrust_passes_through_what_is_left_out(run):
     shutil.rmtree(run / "students")
     write_text(run / "data" / "ST.parquet", "edited")
     found = states(verify(run))
-    assert found[weights("ST")] == MISSING and found[predictions("ST")] == UPSTREAM == found["report.html"]
-    assert found[predictions("SBS")] == TRUSTED
+    assert found[weights("ST")] == found[predictions("ST")] == found["report.html"] == STALE
+    assert found[predictions("SBS")] == OK
 
 
 def test_restored_file_is_trusted_again(run):
@@ -129,20 +114,19 @@ def test_predictions_of_an_older_student(run):
     write_text(run / weights("ST") / "model.safetensors", "trained again")
     stage(run, "3_finetune-tiny-ST-seed-0", ["data/ST.parquet"], [weights("ST")])
     found = verify(run)
-    assert states(found)[weights("ST")] == TRUSTED and states(found)[predictions("ST")] == INPUTS
-    assert reason(found, predictions("ST")) == (
-        f"{predictions('ST')} was made from another {weights('ST')} than 3_finetune-tiny-ST-seed-0 wrote.")
-    assert states(found)["report.html"] == UPSTREAM
+    assert states(found)[weights("ST")] == OK and states(found)[predictions("ST")] == STALE
+    assert reason(found, predictions("ST")) == f"made from another {weights('ST')} than 3_finetune-tiny-ST-seed-0 wrote"
+    assert states(found)["report.html"] == STALE
     shutil.rmtree(run / "students") # and it matters though they are left out
     found = verify(run)
-    assert states(found)[predictions("ST")] == INPUTS and not found.trusted
-    assert "read another than was written" in reason(found, weights("ST"))
+    assert states(found)[predictions("ST")] == STALE and not found.trusted
 
 
 def test_missing_results_matter(run):
     (run / "results.parquet").unlink()
     found = verify(run)
-    assert not found.trusted and "results.parquet is missing" in found.verdict and "report.html can be" in found.verdict
+    assert not found.trusted and states(found)["results.parquet"] == MISSING
+    assert "results.parquet is missing" in found.verdict and states(found)["report.html"] == OK
 
 
 def test_run_without_results_says_so(run):
@@ -155,121 +139,66 @@ def test_run_without_results_says_so(run):
 def test_no_record_of_the_data(run):
     (run / "runs" / "1_build_data.json").unlink()
     found = verify(run)
-    assert {states(found)[n] for n in ("problems.parquet", "data/ST.parquet")} == {UNRECORDED}
-    assert states(found)["report.html"] == UPSTREAM and "has no record of how it was made" in found.verdict
+    assert {states(found)[n] for n in ("problems.parquet", "data/ST.parquet")} == {NOT_OURS}
+    assert states(found)["report.html"] == STALE and "which is not ours" in found.verdict
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("{", "is not whole JSON"), ("\x00\xff", "is not whole JSON"), ("[]", "does not say"), ("", "is not whole JSON"),
-    ("[" * 100_000, ("cannot be read", "is not whole JSON")), ('{"stage": "1_build_data"}', "does not say"),
-    ('{"stage": "other", "inputs": {}, "outputs": {}}', "is of another stage, other"),
+    ("{", "is not whole JSON"), ("\x00\xff", "is not whole JSON"), ("[]", "is no record"), ("", "is not whole JSON"),
+    ("[" * 100_000, "is not whole JSON"), ('{"stage": "1_build_data"}', "does not say"),
+    ('{"stage": "other", "inputs": {}, "outputs": {}}', "is no record of 1_build_data"),
     ('{"stage": "1_build_data", "inputs": {}, "outputs": {"data/ST.parquet": "abc"}}', "states no hash")])
 def test_broken_records(run, text, words):
     (run / "runs" / "1_build_data.json").write_text(text, encoding="latin-1")
     found = verify(run)
-    assert states(found)["runs/1_build_data.json"] == BROKEN and not found.trusted
-    assert any(w in reason(found, "runs/1_build_data.json") for w in ([words] if isinstance(words, str) else words))
-    assert states(found)["report.html"] == UPSTREAM and states(found)["data/ST.parquet"] in (UNRECORDED, BROKEN)
+    assert states(found)["runs/1_build_data.json"] == CHANGED and not found.trusted
+    assert words in reason(found, "runs/1_build_data.json")
+    assert states(found)["report.html"] == STALE and states(found)["data/ST.parquet"] == NOT_OURS
 
 
-def random_run(rng) -> tuple[list[Record], dict[str, str], dict[str, Artefact]]:
+def random_run(rng) -> tuple[list[Record], dict[str, str], dict[str, tuple[str, str]]]:
     "Records in random order, the hashes that they state, and files of which some are damaged"
-    made, hashes = [], {}
+    records, hashes = [], {}
     for s in range(rng.randint(1, 8)):
         inputs = {n: hashes[n] if rng.random() < 0.9 else "f" * 64
                   for n in rng.sample(sorted(hashes), rng.randint(0, min(3, len(hashes))))}
         if rng.random() < 0.1: inputs["from where"] = "e" * 64
         outputs = {f"{s}.{k}": f"{s}{k}".ljust(64, "0") for k in range(rng.randint(1, 2))}
         hashes |= outputs
-        made.append(Record(f"s{s}", {"inputs": inputs, "outputs": outputs}, "odd" if rng.random() < 0.1 else ""))
-    now = {n: Artefact(rng.choices([h, "d" * 64, None], [8, 1, 1])[0]) for n, h in hashes.items()}
-    return rng.sample(made, len(made)), hashes, now | {"from where": Artefact("e" * 64)}
+        records.append(Record(f"s{s}", {"inputs": inputs, "outputs": outputs}))
+    now = {n: (rng.choices([h, "d" * 64, ""], [8, 1, 1])[0], "") for n, h in hashes.items()}
+    return rng.sample(records, len(records)), hashes, now | {"from where": ("e" * 64, "")}
 
 
-def sound(name: str, producer: dict[str, Record], hashes: dict, now: dict, passing: bool = False) -> bool:
-    "What it is to be trusted, by definition; what only passes something on may be missing"
+def sound(name: str, producer: dict[str, Record], hashes: dict, now: dict) -> bool:
+    "What it is to be trusted, by definition; what is not there passes on what it came from"
     if name not in producer: return False
-    fits = now[name].digest == hashes[name] or (passing and now[name].digest is None)
     read = producer[name].inputs
-    return fits and not producer[name].wrong and all(
-        sound(i, producer, hashes, now, True) and read[i] == hashes[i] for i in read)
+    return now[name][0] in (hashes[name], "") and all(
+        sound(i, producer, hashes, now) and read[i] == hashes[i] for i in read)
 
 
 def test_chain_against_a_plain_recursion():
-    "Random runs, random damage: what is trusted is what the definition trusts, and the way told is a way"
+    "Random runs, random damage: what is ok is what the definition trusts"
     rng, kinds = random.Random(0), set()
     for _ in range(300):
-        made, hashes, now = random_run(rng)
-        producer = {n: r for r in made for n in r.outputs}
-        judgements = judge(made, now, {})
-        assert {n for n, judgement in judgements.items() if judgement.state == TRUSTED} == {
+        records, hashes, now = random_run(rng)
+        producer = {n: r for r in records for n in r.outputs}
+        judged = judge(records, now)
+        assert {n for n, (state, _) in judged.items() if state == OK} == {
             n for n in hashes if sound(n, producer, hashes, now)}
-        for name, judgement in judgements.items():
-            assert (judgement.way[-1:] or (name,)) == (name,)
-            for read, effect in zip(judgement.way, judgement.way[1:], strict=False):
-                assert read in producer[effect].inputs
-        kinds |= {judgement.state for judgement in judgements.values()}
-    assert kinds == {TRUSTED, CHANGED, MISSING, INPUTS, UPSTREAM, UNRECORDED, BROKEN}
+        kinds |= {state for state, _ in judged.values()}
+    assert kinds == {OK, CHANGED, STALE, NOT_OURS}
 
 
 def test_an_older_record_of_the_same_file_does_not_matter(run):
     stage(run, "2_analyse_traces")
     amend(run, "2_analyse_traces", outputs={"data/ST.parquet": "0" * 64})
     found = verify(run)
-    assert found.trusted and "other records fit what they wrote" in found.facts.said.str.cat()
+    assert found.trusted
 
 
-# ---- what other files say
-
-
-def test_manifests_beside_the_files(run):
-    write_json(run / predictions("ST").replace(".parquet", ".json"), {"sha256": "0" * 64})
-    write_json(run / "data" / "manifest.json", {"variants": {"SBS": {"file": "SBS.parquet", "sha256": "0" * 64}},
-                                               "problems": {"file": "problems.parquet",
-                                                            "sha256": sha256(run / "problems.parquet")}})
-    stage(run, "1_build_data", [], ["problems.parquet", "data/ST.parquet", "data/SBS.parquet", "data/manifest.json"])
-    found = states(verify(run))
-    assert found[predictions("ST")] == CHANGED == found["data/SBS.parquet"]
-    assert found["problems.parquet"] == found["data/ST.parquet"] == found["data/manifest.json"] == TRUSTED
-    assert "is not the file that data/manifest.json describes" in reason(verify(run), "data/SBS.parquet")
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"variants": [], "problems": 3}', '{"variants": {"ST": null}}'])
-def test_odd_manifests(run, text):
-    write_text(run / "data" / "manifest.json", text)
-    write_text(run / predictions("ST").replace(".parquet", ".json"), text)
-    found = verify(run) # neither is on record: the one of the data counts as a file from nowhere
-    assert not found.trusted and states(found)["report.html"] == TRUSTED
-    assert states(found)["data/manifest.json"] in (UNRECORDED, UNREADABLE)
-
-
-def manifest(run, **told):
-    hashes = {f.stem: sha256(f) for f in (run / "runs").glob("*.json")}
-    write_json(run / "manifest.json", {"began": "2026-11-23T14:00:00Z", "seconds": 600.0, "stages": hashes, **told})
-
-
-def test_record_edited_after_the_run(run):
-    manifest(run)
-    assert verify(run).trusted
-    write_text(run / "data" / "ST.parquet", "edited") # with its record, so that the hashes fit
-    stage(run, "1_build_data", [], ["problems.parquet", "data/ST.parquet", "data/SBS.parquet"])
-    amend(run, "3_finetune-tiny-ST-seed-0", inputs={"data/ST.parquet": sha256(run / "data" / "ST.parquet")})
-    found = verify(run)
-    assert not found.trusted and states(found)["data/ST.parquet"] == BROKEN
-    assert "was edited after manifest.json" in found.verdict
-
-
-def test_record_of_a_later_run_that_did_not_end(run):
-    manifest(run)
-    amend(run, "1_build_data", began="2026-11-23T15:00:00Z")
-    assert verify(run).trusted
-
-
-def test_records_that_the_manifest_knows_otherwise(run):
-    manifest(run, stages={"1_build_data": sha256(run / "runs" / "1_build_data.json"), "9_gone": "0" * 64})
-    facts = verify(run).facts.set_index("what").said
-    assert facts["no record"].startswith("9_gone") and "5_figures" not in facts["no record"]
-    assert "not part of the latest run" in facts["left over"]
+# ---- what else lies there
 
 
 def test_files_from_nowhere(run):
@@ -281,7 +210,7 @@ def test_files_from_nowhere(run):
         write_text(run / name, "{}")
     (run / "figures" / "empty").mkdir(parents=True)
     found = verify(run)
-    loose = found.rows[found.rows.state == UNRECORDED]
+    loose = found.rows[found.rows.state == NOT_OURS]
     assert set(loose.artefact) == {"predictions/other", "predictions/tiny/ST/seed-1", "data/ST copy.parquet",
                                    "notes.txt"}
     assert not found.trusted and found.verdict.startswith("The results can be trusted") and "4 other" in found.verdict
@@ -294,11 +223,11 @@ def test_conditions_that_should_agree(run):
     amend(run, "3_finetune-tiny-ST-seed-0", versions={"torch": "2.14.0"}, settings={"epochs": 2.0}, code="f" * 64,
           machine={"system": "Linux", "cores": 64}, git={"commit": "fedcba", "dirty": True}, lock="1" * 64)
     found = verify(run)
-    cautions = found.facts[found.facts.caution].what.tolist()
-    assert cautions == ["commit", "lock", "2 machines", "version of torch", "code of 3_finetune", "setting epochs"]
+    assert found.mixed["name"].drop_duplicates().tolist() == [
+        "3_finetune", "commit", "dirty", "requirements.lock", "cores", "epochs", "torch"]
     assert found.trusted # the chain is whole
-    facts = found.facts.set_index("what").said
-    assert "uncommitted changes in 1 of 6 stages" in facts["commit"] and "2.14.0" in facts["version of torch"]
+    torch = found.mixed[found.mixed.kind == "version"]
+    assert torch.value.tolist() == ["2.13.0", "2.14.0"] and torch["first"].iloc[1] == "3_finetune-tiny-ST-seed-0"
 
 
 def test_older_records_lack_much(run):
@@ -306,17 +235,15 @@ def test_older_records_lack_much(run):
         told = read_json(file)
         write_json(file, {k: v for k, v in told.items() if k not in ("began", "cost_usd", "git", "lock", "machine")})
     found = verify(run)
-    facts = found.facts.set_index("what").said
-    assert found.trusted and facts["commit"] == facts["lock"] == facts["machine"] == "not recorded"
+    assert found.trusted and found.mixed.empty
 
 
 def test_no_clone_failures_and_work_under_way(run):
     for file in (run / "runs").glob("*.json"): amend(run, file.stem, git=None, lock=None)
     write_json(run / "runs" / "4_evaluate-x.failed.json", {"stage": "4_evaluate-x", "why": "No disk space left."})
-    with hold(run / "runs", "3_finetune-x"): facts = verify(run).facts.set_index("what").said
-    assert facts["commit"] == facts["lock"] == "none"
-    assert facts["failed"] == "4_evaluate-x: No disk space left." and facts["at work"].startswith("3_finetune-x:")
-    assert "at work" not in verify(run).facts.what.tolist()
+    with hold(run / "runs", "3_finetune-x"): found = verify(run)
+    assert found.running == ["3_finetune-x"] and "At work: 3_finetune-x." in said(found)
+    assert found.trusted and verify(run).running == []
 
 
 def test_a_benchmarks_own_file_is_named_and_not_read(run, monkeypatch):
@@ -324,15 +251,15 @@ def test_a_benchmarks_own_file_is_named_and_not_read(run, monkeypatch):
     seen = watch(monkeypatch)
     found = verify(run)
     assert found.trusted and not any("passwd" in name for name in seen)
-    assert "the stages that read it agree" in found.facts.set_index("what").said["not checked"]
+    amend(run, "1_build_data", inputs={"math500@/etc/passwd": "2" * 64})
+    assert "math500@/etc/passwd" in verify(run).mixed["name"].tolist()
 
 
 def test_keys_are_not_shown(run):
     amend(run, "3_finetune-tiny-ST-seed-0", settings={"student_key": "sk-planted-0123456789"})
     amend(run, "3_finetune-tiny-SBS-seed-0", settings={"student_key": "OPENAI_API_KEY"})
     found = verify(run)
-    for text in (found.to_json(), found._repr_markdown_(), said(found)):
-        assert "sk-planted" not in text and "OPENAI_API_KEY" in text.replace("\\", "")
+    for text in (found.to_json(), said(found)): assert "sk-planted" not in text and "OPENAI_API_KEY" in text
 
 
 # ---- what must not be read, and what cannot be
@@ -356,7 +283,7 @@ def test_names_that_lead_out_of_the_run(run, name, part, monkeypatch):
     amend(run, "3_finetune-tiny-ST-seed-0", **{part: {name: "0" * 64}})
     seen = watch(monkeypatch)
     found = verify(run)
-    assert not found.trusted and "lies outside the run and was not read" in found.rows.reason.str.cat()
+    assert not found.trusted and "lies outside the run and was not read" in found.rows.what.str.cat()
     assert all(file.startswith(str(run.resolve())) for file in seen)
 
 
@@ -380,7 +307,7 @@ def test_links(run, monkeypatch):
     found = verify(run)
     for name, words in {"data/ST.parquet": "leads out of the run", "data/SBS.parquet": "broken link",
                         "report.html": "broken link", "tables": "leads out of the run"}.items():
-        assert states(found)[name] == UNREADABLE and words in reason(found, name)
+        assert states(found)[name] == CHANGED and words in reason(found, name)
     assert not any("secret" in file for file in seen)
 
 
@@ -389,7 +316,7 @@ def test_a_link_inside_a_students_folder(run, monkeypatch):
     link(run, f"{weights('ST')}/model.safetensors", run.parent / "secret")
     seen = watch(monkeypatch)
     found = verify(run)
-    assert states(found)[weights("ST")] == UNREADABLE and not any("secret" in file for file in seen)
+    assert states(found)[weights("ST")] == CHANGED and not any("secret" in file for file in seen)
 
 
 def test_a_record_that_is_a_link(run, tmp_path):
@@ -409,7 +336,7 @@ def test_a_pipe_does_not_hold_it_up(run):
     os.mkfifo(run / "report.html")
     os.mkfifo(run / weights("ST") / "pipe")
     found = verify(run)
-    assert states(found)["report.html"] == UNREADABLE == states(found)[weights("ST")]
+    assert states(found)["report.html"] == CHANGED == states(found)[weights("ST")]
     assert stat.S_ISFIFO((run / "report.html").stat().st_mode)
 
 
@@ -420,8 +347,8 @@ def test_unreadable_files_are_named_and_the_rest_goes_on(run, monkeypatch):
         return hashed(path)
     monkeypatch.setattr(verifying, "sha256", refuse)
     found = verify(run)
-    assert reason(found, "data/ST.parquet") == "data/ST.parquet cannot be read (Permission denied)."
-    assert states(found)["report.html"] == UPSTREAM and states(found)[weights("SBS")] == TRUSTED
+    assert reason(found, "data/ST.parquet") == "cannot be read (Permission denied)"
+    assert states(found)["report.html"] == STALE and states(found)[weights("SBS")] == OK
 
 
 # ---- what a reader sees
@@ -433,10 +360,9 @@ def test_every_form_says_the_same(run, capsys):
     assert tell(run, as_json=True) == 1
     told = json.loads(capsys.readouterr().out)
     assert told["trusted"] is False and told["verdict"] == found.verdict and len(told["artefacts"]) == len(found.rows)
-    assert set(told["artefacts"][0]) == set(verifying.COLUMNS)
+    assert told["artefacts"][0].keys() == {"state", "artefact", "stage", "what"}
     shown = said(found)
-    for name in found.untrusted.artefact: assert name in shown and name in found._repr_markdown_()
-    assert shown.count("data/ST.parquet was changed after") == 2 # as a cause, and in the last word on the results
+    for name in found.untrusted.artefact: assert name in shown
     assert "Not to be trusted: results.parquet" in shown.strip().splitlines()[-1]
 
 
@@ -444,8 +370,7 @@ def test_hostile_names_are_shown_as_text(run):
     name = "data/[red]x\x1b[31m|<b>.parquet"
     write_text(run / name, "?")
     found = verify(run)
-    assert "[red]x⟨ESC⟩[31m|<b>" in said(found) and "\\<b\\>" in found._repr_markdown_()
-    assert "\x1b" not in found._repr_markdown_()
+    assert "[red]x⟨ESC⟩[31m|<b>" in said(found)
 
 
 def test_folders_that_are_no_run(run, tmp_path):
@@ -466,7 +391,7 @@ def test_nothing_is_written(run):
 
 def test_smoke_run(smoke, tmp_path):
     found = verify(smoke / "outputs" / "smoke")
-    assert found.trusted, found.rows[~found.rows.trusted.fillna(True).astype(bool)].reason.tolist()
+    assert found.trusted, found.untrusted.to_string()
     copy = tmp_path / "smoke"
     shutil.copytree(smoke / "outputs" / "smoke", copy)
     shutil.rmtree(copy / "students")
