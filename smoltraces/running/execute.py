@@ -39,15 +39,13 @@ PACKAGES = ("smoltraces", "torch", "transformers", "trl", "peft", "unsloth", "da
             "reasoning-gym", "openai", "papermill", "ray", "vllm")
 
 
-def git(
-    root: Path, # The project's folder
-) -> dict | None: # commit, dirty; None outside a repository
+def git(root: Path) -> dict | None: # commit, dirty; None outside a repository
     "The commit that is checked out, and whether a file that git follows differs from it"
     questions = ("rev-parse", "HEAD"), ("status", "--porcelain", "--untracked-files=no", "--", ".")
-    try: commit, changed = (subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20,
+    try: commit, changes = (subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, timeout=20,
                                            check=True).stdout.strip() for words in questions)
     except (OSError, subprocess.SubprocessError): return None
-    return {"commit": commit, "dirty": bool(changed)}
+    return {"commit": commit, "dirty": bool(changes)}
 
 
 def cores() -> int:
@@ -58,22 +56,16 @@ def cores() -> int:
     return max(1, min(n, round(quota / period)))
 
 
-def _cpu() -> str:
-    try: lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError: return platform.processor() or platform.machine()
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
-
-
 @lru_cache
 def hardware() -> dict:
     "This machine: system, cpu, cores, memory_gb, gpu, python"
-    names = [card.name for card in cards()]
-    return {"system": platform.system(), "cpu": _cpu(), "cores": os.cpu_count(),
-            "memory_gb": round(psutil.virtual_memory().total / 2**30),
-            "gpu": f"{len(names)} × {names[0]}" if names else None, "python": platform.python_version()}
+    gpus, info = [card.name for card in cards()], Path("/proc/cpuinfo")
+    cpu = re.search(r"(?m)^model name\s*: (.*)", info.read_text()) if info.is_file() else None
+    return {"system": platform.system(), "cpu": cpu[1].strip() if cpu else platform.machine(),
+            "cores": os.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 2**30),
+            "gpu": f"{len(gpus)} × {gpus[0]}" if gpus else None, "python": platform.python_version()}
 
-# %% ../../nbs/running/72_execute.ipynb #5c0e0102
+
 def now() -> str:
     "The time in UTC, as records write it"
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -101,21 +93,17 @@ class Holder(NamedTuple):
 class Held(Exception):
     "Another process runs this stage"
     def __init__(self, holder: Holder):
-        super().__init__(f"held by {holder}")
+        super().__init__(holder)
         self.holder = holder
 
+    def __str__(self): return f"held by {self.holder}"
 
-def _holder(note: Path, at: float) -> Holder | None: # None: it says nothing, or had no heartbeat for long
+
+def _holder(note: Path) -> Holder | None: # None: it says nothing, or had no heartbeat for long
     try:
         fields = read_json(note)
-        if at - note.stat().st_mtime > STALE: return None
-        return Holder(*(fields[key] for key in Holder._fields))
+        return None if time.time() - note.stat().st_mtime > STALE else Holder(*(fields[key] for key in Holder._fields))
     except (InputError, OSError, KeyError): return None
-
-
-def _beat(note: Path, end: threading.Event):
-    while not end.wait(HEARTBEAT):
-        with contextlib.suppress(OSError): os.utime(note)
 
 
 @contextlib.contextmanager
@@ -124,17 +112,20 @@ def hold(
     name: str, # Of the stage
 ) -> Iterator[None]: # Raises Held where another process has it, OSError where the disk takes no lock
     "Hold the lock of a stage"
-    folder, here = runs / ".locks", Holder(platform.node(), os.getpid(), now())
+    folder, here, end = runs / ".locks", Holder(platform.node(), os.getpid(), now()), threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
-    lock, note, end = FileLock(folder / f"{name}.lock", thread_local=False), folder / f"{name}.json", threading.Event()
+    lock, note = FileLock(folder / f"{name}.lock", thread_local=False), folder / f"{name}.json"
+
+    def beat():
+        while not end.wait(HEARTBEAT):
+            with contextlib.suppress(OSError): os.utime(note)
     try: lock.acquire(blocking=False)
-    except Timeout: raise Held(_holder(note, 0) or here._replace(pid=0)) from None
+    except Timeout: raise Held(_holder(note) or here._replace(pid=0)) from None
     try:
-        os.utime(lock.lock_file) # the time by the clock of the disk, which other machines' heartbeats have too
-        other = _holder(note, os.stat(lock.lock_file).st_mtime)
+        other = _holder(note)
         if other and other.host != here.host: raise Held(other)
         note.write_text(json.dumps(here._asdict()), encoding="utf-8")
-        threading.Thread(target=_beat, args=(note, end), daemon=True).start()
+        threading.Thread(target=beat, daemon=True).start()
         try: yield
         finally:
             end.set()
@@ -142,11 +133,9 @@ def hold(
     finally: lock.release()
 
 
-def holders(
-    runs: Path, # The folder of a run's records
-) -> dict[str, Holder]: # By the stage's name
+def holders(runs: Path) -> dict[str, Holder]: # By the stage's name
     "Who runs which stage now; nothing is locked or written"
-    holder_of = {note.stem: _holder(note, time.time()) for note in sorted((runs / ".locks").glob("*.json"))}
+    holder_of = {note.stem: _holder(note) for note in sorted((runs / ".locks").glob("*.json"))}
     return {name: holder for name, holder in holder_of.items()
             if holder and (holder.host != platform.node() or psutil.pid_exists(holder.pid))}
 
@@ -154,11 +143,11 @@ def holders(
 class StageError(RuntimeError):
     "A stage failed; says which, why, and how to go on"
     def __init__(self, message: str, code: int, kind: str = "", why: str = ""):
-        super().__init__(message)
+        super().__init__(message, code, kind, why)
         self.code = code # Exit code: 2 for bad input, 1 for anything else
         self.kind, self.why = kind, why # The exception's name and words
 
-    def __reduce__(self): return StageError, (str(self), self.code, self.kind, self.why)
+    def __str__(self): return self.args[0]
 
 
 STOPPED = "Stopped" # the kind of a stage that ended because somebody asked it to
@@ -179,8 +168,8 @@ def _failure(cfg: Settings, stage: Stage, overrides: dict, kind: str, why: str, 
             write_json(failure_path(cfg, stage), {"stage": stage.name, "why": why, "kind": kind, "cell": cell,
                                                   "began": began, "seconds": round(seconds, 1)})
     where = executed_path(cfg, stage).relative_to(cfg.path())
-    resume = shlex.join(["smoltraces", "reproduce", "--profile", cfg.profile,
-                         *(part for k, v in overrides.items() for part in ("--set", f"{k}={v}"))])
+    changes = [part for k, v in overrides.items() for part in ("--set", f"{k}={v}")]
+    resume = shlex.join(["smoltraces", "reproduce", "--profile", cfg.profile, *changes])
     message = f"{stage} failed: {why} Its notebook is {cfg.out}/{cfg.profile}/{where}; go on with: {resume}"
     return StageError(scrub(message, cfg.root), 2 if kind in _bad_input else 1, kind, why)
 
@@ -192,15 +181,14 @@ def tidy(
     for part in ("papermill", "widgets"): notebook["metadata"].pop(part, None)
     for cell in notebook["cells"]:
         cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
-        if cell["cell_type"] == "code":
-            shown = [o for o in cell["outputs"] if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
-            cell["outputs"] = []
-            for o in shown:
-                last = cell["outputs"][-1] if cell["outputs"] else {}
-                if "text" not in o or o.get("name") != last.get("name"): cell["outputs"].append(o)
-                else: last["text"] = "".join(last["text"]) + "".join(o["text"])
-            for o in cell["outputs"]:
-                if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
+        outputs = []
+        for o in cell.get("outputs", ()):
+            if "application/vnd.jupyter.widget-view+json" in o.get("data", {}): continue
+            if "text" in o and outputs and o.get("name") == outputs[-1].get("name"):
+                o["text"] = "".join(outputs.pop()["text"]) + "".join(o["text"])
+            if "text" in o: o["text"] = re.sub(r"[^\n]*\r(?!\n)", "", "".join(o["text"]))
+            outputs.append(o)
+        if "outputs" in cell: cell["outputs"] = outputs
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0111
 def _mark(page: Path, kind: str, why: str):
@@ -228,18 +216,6 @@ def _keep_page(cfg: Settings, stage: Stage, failure: tuple[str, str] | None): # 
 
 # %% ../../nbs/running/72_execute.ipynb #23c73081
 GRACE = 30.0 # seconds between asking a notebook to stop and killing it
-
-
-def _drain(log: Log) -> int: # A file descriptor to write to
-    "What libraries print past the notebook, such as a crash of theirs, goes to its log"
-    out, into = os.pipe()
-
-    def copy():
-        with open(out, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                with contextlib.suppress(ValueError): log.write(line) # closed already
-    threading.Thread(target=copy, daemon=True).start()
-    return into
 
 
 @dataclass
@@ -272,6 +248,17 @@ class Kernel:
         if self.stop_reason: raise KeyboardInterrupt(self.stop_reason)
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0114
+def _drain(log: Log) -> int: # A file descriptor to write to
+    "What libraries print past the notebook, such as a crash of theirs, goes to its log"
+    out, into = os.pipe()
+
+    def copy():
+        with open(out, encoding="utf-8", errors="replace") as lines, contextlib.suppress(ValueError): # closed already
+            for line in lines: log.write(line)
+    threading.Thread(target=copy, daemon=True).start()
+    return into
+
+
 def _manager_class(kernel: Kernel, environment: dict[str, str], log: Log, sockets: str) -> type:
     "A kernel manager for nbclient that tells a handle of its process"
     from jupyter_client import AsyncKernelManager
@@ -331,20 +318,18 @@ def clear(cfg: Settings, stage: Stage) -> None:
     growing = growing_path(cfg, stage)
     notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage), growing
     for path in (*map(cfg.path, stage.outputs), *notes):
-        for left in [*path.parent.glob(f".{path.name}.*.partial"), *path.rglob(".*.partial")]:
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+        for rest in [*path.parent.glob(f".{path.name}.*.partial"), *path.rglob(".*.partial")]:
+            shutil.rmtree(rest) if rest.is_dir() else rest.unlink(missing_ok=True)
     growing.unlink(missing_ok=True)
 
 
 def _cost(cfg: Settings, stage: Stage) -> float:
     "US dollars for the answers that a stage's outputs stand on, whenever they were paid"
+    files = [cfg.path(name).with_suffix(".json") for name in stage.outputs if name.startswith("predictions/")]
+    notes = [read_json(file) for file in files if file.is_file()]
+    facts = [note if note.get("cost_usd") else note.get("run", {}) for note in notes]
     if stage.notebook == "1_build_data":
         facts = read_json(cfg.path("data", "manifest.json")).get("variants", {}).values()
-    elif stage.notebook == "4_evaluate":
-        files = [cfg.path(name).with_suffix(".json") for name in stage.outputs]
-        notes = [read_json(file) for file in files if file.is_file()]
-        facts = [note if note.get("cost_usd") else note.get("run", {}) for note in notes]
-    else: return 0.0
     return round(sum(each.get("cost_usd") or 0 for each in facts), 6)
 
 

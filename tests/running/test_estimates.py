@@ -242,21 +242,10 @@ def test_the_line_of_a_notebook(clone):
     trained = stage_of(plan(cfg), "3_finetune", "ST-HC")
     keep(cfg, {trained.name: record(trained, 288.0)})
     line = str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=0))
-    assert line.startswith("**About 5 minutes here** (measured; the last run took 0:04:48); needs ")
-    assert "costs nothing. Reads `data/ST-HC.parquet` (not there yet: run 1_build_data first). Writes" in line
-    assert line.endswith("`students/embedded--smollm2-135m-instruct/ST-HC/seed-0`.") and "\n" not in line
-    new = str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=7)) # not in the plan
-    assert "(measured);" in new and new.endswith("seed-7`.")
-
-
-def test_a_line_for_every_notebook_and_odd_parameters(clone):
-    cfg = settings(clone)
-    first, second = str(about(cfg, "1_build_data")), str(about(cfg, "2_analyse_traces", of=None))
-    assert "Reads" not in first and "Writes `problems.parquet`" in first and "`data/`" in first
-    assert "`predictions/embedded--smollm2-135m-instruct/` (0 of 12 there)" in second and "Writes `style/`." in second
-    assert "predictions" not in about(cfg, "2_analyse_traces", of="teachers")
-    assert "`report.html`" in about(cfg, "5_figures")
-    assert about(cfg, "4_evaluate", student="gpt-4o", variant="HC", seed=0).startswith("**How long")
+    assert line.startswith("**About 5 minutes here** (measured); needs ") and line.endswith("costs nothing.")
+    assert str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=7)) == line # not in the plan
+    for notebook, more in (("2_analyse_traces", {"of": None}), ("4_evaluate", {"student": "gpt-4o", "variant": "HC"})):
+        assert about(cfg, notebook, **more).startswith("**How long it takes here is unknown")
 
 
 def test_every_experiment_says_what_it_takes():

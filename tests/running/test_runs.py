@@ -139,9 +139,9 @@ def test_resources_are_given_back_and_never_overdrawn():
         alone, chosen = not taken, resources.take(str(k), need)
         if chosen is not None: taken[str(k)] = need
         assert alone <= (chosen is not None) and len(chosen or []) in (0, need.gpus)
-        if len(taken) > 1: assert resources.cpus >= 0 and resources.ram_gb >= 0 and min(resources.gpus) >= 0
+        if len(taken) > 1: assert min(resources.free) >= 0
     for name in taken: resources.release(name)
-    assert (resources.cpus, resources.ram_gb, resources.gpus) == (8, 32, [24.0, 24.0])
+    assert list(resources.free) == [8, 32, 24.0, 24.0]
 
 
 # failures
@@ -157,9 +157,9 @@ def test_a_failure_stops_nobody_else(tmp_path):
     report = (folder / "outputs/smoke/report.html").read_text()
     assert "SBS/seed-1" in report and "SBS/seed-0" not in report
     shown = smoltraces("status", "--profile", "smoke", *FEW, cwd=folder, COLUMNS="200").stdout
-    assert "failed 3_finetune random-llama SBS seed 0: ValueError: spoilt by hand" in shown, shown
+    assert "3_finetune seed 0  failed (ValueError: spoilt by hand)" in shown, shown
     page = f"outputs/smoke/notebooks/{min(lost)}.ipynb"
-    assert f"{page}, whose first line leads to the cell" in shown
+    assert page in shown
     assert 'id=\\"papermill-error-cell\\"' in (folder / page).read_text()
     assert (runs(folder) / f"{min(lost)}.log").read_text().startswith("begin embedded/random-llama SBS 0")
     done = run(folder, *FEW)  # mended: the lost two, and those that gather
