@@ -91,12 +91,8 @@ class Holder(NamedTuple):
 
 
 class Held(Exception):
-    "Another process runs this stage"
-    def __init__(self, holder: Holder):
-        super().__init__(holder)
-        self.holder = holder
-
-    def __str__(self): return f"held by {self.holder}"
+    "Another process runs this stage: its argument is a `Holder`"
+    def __str__(self): return f"held by {self.args[0]}"
 
 
 def _holder(note: Path) -> Holder | None: # None: it says nothing, or had no heartbeat for long
@@ -107,11 +103,8 @@ def _holder(note: Path) -> Holder | None: # None: it says nothing, or had no hea
 
 
 @contextlib.contextmanager
-def hold(
-    runs: Path, # The folder of a run's records
-    name: str, # Of the stage
-) -> Iterator[None]: # Raises Held where another process has it, OSError where the disk takes no lock
-    "Hold the lock of a stage"
+def hold(runs: Path, name: str) -> Iterator[None]: # Raises OSError where the disk takes no lock
+    "Hold the lock of a stage in a run's folder of records; raises Held where another process has it"
     folder, here, end = runs / ".locks", Holder(platform.node(), os.getpid(), now()), threading.Event()
     folder.mkdir(parents=True, exist_ok=True)
     lock, note = FileLock(folder / f"{name}.lock", thread_local=False), folder / f"{name}.json"
@@ -144,8 +137,7 @@ class StageError(RuntimeError):
     "A stage failed; says which, why, and how to go on"
     def __init__(self, message: str, code: int, kind: str = "", why: str = ""):
         super().__init__(message, code, kind, why)
-        self.code = code # Exit code: 2 for bad input, 1 for anything else
-        self.kind, self.why = kind, why # The exception's name and words
+        self.code, self.kind, self.why = code, kind, why # exit code, 2 for bad input; the exception's name and words
 
     def __str__(self): return self.args[0]
 
@@ -174,9 +166,7 @@ def _failure(cfg: Settings, stage: Stage, overrides: dict, kind: str, why: str, 
     return StageError(scrub(message, cfg.root), 2 if kind in _bad_input else 1, kind, why)
 
 # %% ../../nbs/running/72_execute.ipynb #052ebf33
-def tidy(
-    notebook: dict, # As nbformat 4 has it; changed in place
-) -> None:
+def tidy(notebook: dict): # As nbformat 4 has it; changed in place
     "Take out what a reader of the page cannot see: widgets, progress overwritten by later progress, papermill's notes"
     for part in ("papermill", "widgets"): notebook["metadata"].pop(part, None)
     for cell in notebook["cells"]:
@@ -191,25 +181,20 @@ def tidy(
         if "outputs" in cell: cell["outputs"] = outputs
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0111
-def _mark(page: Path, kind: str, why: str):
-    "Show where a notebook stopped, as papermill does, if it does not show it itself"
-    import nbformat
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.execute import raise_for_execution_errors
-    notebook = nbformat.read(page, 4)
-    cells = [c for c in notebook.cells if c.cell_type == "code"]
-    if any(o.output_type == "error" for c in cells for o in c.outputs): return
-    last = next((c for c in cells if not c.metadata.get("papermill", {}).get("end_time")), cells[-1])
-    last.outputs.append(nbformat.v4.new_output("error", ename=kind, evalue=why, traceback=[f"{kind}: {why}"]))
-    with contextlib.suppress(PapermillExecutionError): raise_for_execution_errors(notebook, f"{SCRUBBED}{page}")
+def _mark(notebook: dict, kind: str, why: str):
+    "Show where a notebook stopped if it does not show it itself"
+    cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
+    if any(o["output_type"] == "error" for c in cells for o in c["outputs"]): return
+    last = next((c for c in cells if not c["metadata"].get("papermill", {}).get("end_time")), cells[-1])
+    last["outputs"].append({"output_type": "error", "ename": kind, "evalue": why, "traceback": [f"{kind}: {why}"]})
 
 
 def _keep_page(cfg: Settings, stage: Stage, failure: tuple[str, str] | None): # Kind and words
     "Put the executed notebook in its place"
     growing = growing_path(cfg, stage)
     if not growing.exists(): return
-    if failure: _mark(growing, *failure)
-    notebook = json.loads(growing.read_text(encoding="utf-8"))
+    notebook = read_json(growing)
+    if failure: _mark(notebook, *failure)
     tidy(notebook)
     write_text(executed_path(cfg, stage), scrub(json.dumps(notebook, indent=1, ensure_ascii=False), cfg.root) + "\n")
     growing.unlink()
@@ -313,7 +298,7 @@ def _explain(error: BaseException, kernel: Kernel) -> tuple[str, str, int | None
     return name, words if isinstance(error, InputError) or name in _bad_input else f"{name}: {words}", cell
 
 # %% ../../nbs/running/72_execute.ipynb #7dd4098b
-def clear(cfg: Settings, stage: Stage) -> None:
+def clear(cfg: Settings, stage: Stage):
     "Remove what a killed run of this stage left half-written, but for checkpoints"
     growing = growing_path(cfg, stage)
     notes = record_path(cfg, stage), failure_path(cfg, stage), executed_path(cfg, stage), growing

@@ -17,28 +17,23 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from graphlib import TopologicalSorter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from ..files import read_json, scrub, sha256, why_not, write_json
 from .estimate import Estimate, estimates
 from .execute import STOPPED, Held, Kernel, StageError, cores, execute, hardware, hold, now, origin
-from .stages import Hashes, Stage, plan, record_path, records, why_stale
+from .stages import Stage, plan, record_path, records, why_stale
 from ..settings import InputError, Settings, load_env, needs
 from ..students.memory import available, cards
 from ..students.models import locate
 
 # %% ../../nbs/running/74_run.ipynb #59c2c99a
-def attempt(
-    cfg: Settings,
-    stage: Stage,
-    overrides: dict, # The settings that differ from the profile's
-    **how, # For `execute`
-) -> tuple[dict, bool]: # Its record, and whether it ran; raises Held, StageError, InputError or the disk's OSError
-    "Run a stage unless another run has done it"
+def attempt(cfg: Settings, stage: Stage, overrides: dict, **how) -> tuple[dict, bool]: # Its record; whether it ran
+    "`execute` a stage unless another run has done it; raises Held, StageError, InputError or the disk's OSError"
     with hold(cfg.path("runs"), stage.name):
         with contextlib.suppress(InputError):
             record = read_json(record_path(cfg, stage))
@@ -50,16 +45,11 @@ class Need(NamedTuple):
     "What a stage takes"
     cpus: float
     ram_gb: float
-    gpus: int # 0: none
+    gpus: int
     gpu_gb: float # Of each; infinite: the whole
 
 
-def need(
-    cfg: Settings,
-    stage: Stage,
-    estimate: Estimate,
-    devices: int, # GPUs that there are
-) -> Need:
+def need(cfg: Settings, stage: Stage, estimate: Estimate, devices: int) -> Need: # `devices`: GPUs that there are
     "What a stage takes on this machine"
     which = stage.parameters
     own = cfg.of(which["student"], which["variant"]) if "student" in which else cfg
@@ -77,71 +67,65 @@ class Resources:
     def take(self, name: str, need: Need) -> list[int] | None: # The GPUs' numbers; None: not enough is free now
         "Take what a stage needs, of the emptiest GPUs; the first of all is given what there is"
         devices = sorted(range(len(self.gpus)), key=lambda i: -self.free[2 + i])[:need.gpus]
-        share = np.array([need.cpus, need.ram_gb, *(min(need.gpu_gb, gb) * (i in devices)
-                                                    for i, gb in enumerate(self.gpus))])
+        on_gpus = (min(need.gpu_gb, gb) * (i in devices) for i, gb in enumerate(self.gpus))
+        share = np.array([need.cpus, need.ram_gb, *on_gpus])
         if self.shares and (share > self.free).any(): return None
         self.shares[name] = share
         self.free -= share
         return devices
 
-    def release(self, name: str):
-        "Give back what a stage took"
-        self.free += self.shares.pop(name)
+    def release(self, name: str): self.free += self.shares.pop(name)
 
 # %% ../../nbs/running/74_run.ipynb #ee6e18f3
 Result = tuple[dict, bool] | BaseException # of an attempt
 
 
-class Executor(Protocol):
-    "What runs stages"
-    source: dict # What `origin` says of the driver
-    def submit(self, stage: Stage) -> bool: ... # False: not now
-    def wait(self, seconds: float) -> list[tuple[Stage, Result]]: ... # Those that ended meanwhile
-    def running(self) -> list[Stage]: ...
-    def stop(self): ... # Ask all to save and end
-    def kill(self): ... # End all
-    def close(self): ...
-
-# %% ../../nbs/running/74_run.ipynb #7a1c0204
-class Threads:
-    "The executor on this machine: a thread for each stage, its notebook in a process of its own"
+class Executor:
+    "What runs stages: `submit`, `wait`, `stop` (ask all to save and end), `kill` and `close` are those that differ"
     def __init__(self, cfg: Settings, overrides: dict, need_of: dict[str, Need]): # By the stage's name
         self.cfg, self.overrides, self.need_of, self.source = cfg, overrides, need_of, origin(cfg)
-        self.limit, gpus = cfg.jobs or len(need_of), tuple(card.gb for card in cards())
+        self.limit, self.tasks = cfg.jobs or len(need_of), {} # what runs: the stage by its handle
+
+    def running(self) -> list[Stage]: return list(self.tasks.values())
+
+# %% ../../nbs/running/74_run.ipynb #7a1c0204
+class Threads(Executor):
+    "The executor on this machine: a thread for each stage, its notebook in a process of its own"
+    def __init__(self, cfg: Settings, overrides: dict, need_of: dict[str, Need]):
+        super().__init__(cfg, overrides, need_of)
         cpus = max(cores(), cfg.jobs * (cfg.threads or 1)) # jobs may ask for more than there are
-        self.resources = Resources(cpus, available("cpu")[0], gpus)
-        self.pool = ThreadPoolExecutor(max(1, min(self.limit, 256)))
-        self.futures: dict[Future, tuple[Stage, Kernel]] = {}
+        self.resources = Resources(cpus, available("cpu")[0], tuple(card.gb for card in cards()))
+        self.pool, self.kernels = ThreadPoolExecutor(max(1, min(self.limit, 256))), {} # by the stage's name
         self.stopping = False
 
-    def submit(self, stage: Stage) -> bool:
-        if len(self.futures) >= self.limit: return False
+    def submit(self, stage: Stage) -> bool: # False: not now
+        if len(self.tasks) >= self.limit: return False
         if (devices := self.resources.take(stage.name, self.need_of[stage.name])) is None: return False
         kernel, n, environment = Kernel(), len(self.resources.gpus), {}
         if devices and n > 1:
             names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(n)))).split(",")
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(names[i].strip() for i in devices)
-        future = self.pool.submit(attempt, self.cfg, stage, self.overrides, kernel=kernel, source=self.source,
-                                  environment=environment)
-        self.futures[future] = stage, kernel
+        task = self.pool.submit(attempt, self.cfg, stage, self.overrides, kernel=kernel, source=self.source,
+                                environment=environment)
+        self.tasks[task], self.kernels[stage.name] = stage, kernel
         if self.stopping: kernel.stop(STOPPED) # just now
         return True
 
-    def wait(self, seconds: float) -> list[tuple[Stage, Result]]:
-        if not self.futures: time.sleep(seconds)
-        done, _ = wait(self.futures, timeout=seconds, return_when=FIRST_COMPLETED)
-        ended = [(self.futures.pop(future)[0], future.exception() or future.result()) for future in done]
-        for stage, _ in ended: self.resources.release(stage.name)
+    def wait(self, seconds: float) -> list[tuple[Stage, Result]]: # Those that ended meanwhile
+        if not self.tasks: time.sleep(seconds)
+        done, _ = wait(self.tasks, timeout=seconds, return_when=FIRST_COMPLETED)
+        ended = [(self.tasks.pop(task), task.exception() or task.result()) for task in done]
+        for stage, _ in ended:
+            self.resources.release(stage.name)
+            del self.kernels[stage.name]
         return ended
-
-    def running(self) -> list[Stage]: return [stage for stage, _ in self.futures.values()]
 
     def stop(self):
         self.stopping = True
-        for _, kernel in self.futures.values(): kernel.stop(STOPPED)
+        for kernel in self.kernels.values(): kernel.stop(STOPPED)
 
     def kill(self):
-        for _, kernel in self.futures.values(): kernel.kill()
+        for kernel in self.kernels.values(): kernel.kill()
 
     def close(self): self.pool.shutdown(wait=False, cancel_futures=True)
 
@@ -150,7 +134,6 @@ RETRIES = 3 # times that a stage begins again after its worker was lost
 
 
 def _stop_flag() -> bool:
-    "Whether the driver has asked all to save and end: then an actor of that name exists"
     import ray
     try: return bool(ray.get_actor("stop"))
     except ValueError: return False
@@ -162,17 +145,11 @@ def _watch_stop_flag(kernel: Kernel):
             if _stop_flag(): return kernel.stop(STOPPED)
 
 
-def work(
-    cfg: Settings,
-    stage: Stage,
-    overrides: dict,
-    environment: dict[str, str | None], # Of the driver; None: not set there, though Ray may have
-    source: dict, # What `origin` says of the driver
-) -> tuple[dict, bool]: # As of `attempt`
-    "What a Ray worker does: one stage"
+def work(cfg: Settings, stage: Stage, overrides: dict, environment: dict, source: dict) -> tuple[dict, bool]:
+    "What a Ray worker does: `attempt` one stage, in the driver's environment and with its `origin`"
     if _stop_flag(): raise StageError(f"{stage} was not begun.", 130, STOPPED, STOPPED)
     for name, value in environment.items():
-        if value is None: os.environ.pop(name, None)
+        if value is None: os.environ.pop(name, None) # Ray may have set it
         else: os.environ[name] = value
     kernel = Kernel()
     threading.Thread(target=_watch_stop_flag, args=(kernel,), daemon=True).start()
@@ -181,7 +158,7 @@ def work(
         return attempt(cfg, stage, overrides, kernel=kernel, source={**source, "machine": hardware()})
     finally: kernel.ended.set()
 
-# %% ../../nbs/running/74_run.ipynb #43e82254
+
 def _connect(ray, address: str | None):
     "Join a cluster, or start a Ray of our own; a busy machine may need more than one try"
     absent = InputError(f"No Ray cluster answers at {address}: start one with `ray start --head`, or leave "
@@ -199,43 +176,36 @@ def _connect(ray, address: str | None):
             if "timed out during startup" not in str(e) or trial == 2: raise
             ray.shutdown()
 
-
-def ray_options(
-    need: Need,
-    stage: Stage,
-    nodes: list[dict[str, float]], # What each machine has: CPU, GPU, memory (bytes)
-    gpu_gb: float, # Of one GPU
-) -> dict:
-    "What a stage asks of Ray; no more than one machine has, or it would wait for ever"
+# %% ../../nbs/running/74_run.ipynb #43e82254
+def ray_options(need: Need, stage: Stage, nodes: list[dict[str, float]]) -> dict:
+    "What a stage asks of Ray; no more than one of its machines has, or it would wait for ever"
     gpus = max(node.get("GPU", 0) for node in nodes) if stage.notebook in ("3_finetune", "4_evaluate") else 0
     cpus, memory = max((node.get("CPU", 0), node.get("memory", 0)) for node in nodes if node.get("GPU", 0) >= gpus)
     ram = min(math.ceil(need.ram_gb) * 2**30, 0.9 * memory) # whole GB: so Ray hands a worker on between tasks
-    share = max(1, need.gpus) if math.isinf(need.gpu_gb) else min(1.0, math.ceil(20 * need.gpu_gb / gpu_gb) / 20)
-    return {"num_cpus": min(need.cpus, cpus), "name": stage.title, "memory": int(ram), "num_gpus": min(gpus, share)}
+    return {"num_cpus": min(need.cpus, cpus), "num_gpus": min(gpus, max(1, need.gpus)), "memory": int(ram),
+            "name": stage.name}
 
-# %% ../../nbs/running/74_run.ipynb #7a1c0208
-class RayTasks:
+
+class RayTasks(Executor):
     "The executor that hands stages to Ray"
-    def __init__(self, cfg: Settings, overrides: dict, need_of: dict[str, Need], # By the stage's name
+    def __init__(self, cfg: Settings, overrides: dict, need_of: dict[str, Need],
                  address: str | None = None): # Of a cluster; None: RAY_ADDRESS, or a Ray of this run's own
+        super().__init__(cfg, overrides, need_of)
         needs("ray", "ray")
         import ray
-        self.cfg, self.overrides, self.need_of, self.source, self.ray = cfg, overrides, need_of, origin(cfg), ray
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        self.own = not ray.is_initialized()
+        self.ray, self.own = ray, not ray.is_initialized()
         if self.own: _connect(ray, address or os.environ.get("RAY_ADDRESS"))
         self.nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        self.gpu_gb = min((card.gb for card in cards()), default=24.0) # a common small one where none is here
         self.limit = cfg.jobs or max(16, 4 * int(ray.cluster_resources().get("CPU", 1)))
-        self.task, self.tasks = ray.remote(max_retries=RETRIES)(work), {}
+        self.work = ray.remote(max_retries=RETRIES)(work)
 
     def submit(self, stage: Stage) -> bool:
         if len(self.tasks) >= self.limit: return False
         environment = {k: v for k, v in os.environ.items() if k.startswith("SMOLTRACES_") or k == "PYTHONHASHSEED"}
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS") # Ray sets one of its own
-        options = ray_options(self.need_of[stage.name], stage, self.nodes, self.gpu_gb)
-        task = self.task.options(**options).remote(self.cfg, stage, self.overrides, environment, self.source)
-        self.tasks[task] = stage
+        task = self.work.options(**ray_options(self.need_of[stage.name], stage, self.nodes))
+        self.tasks[task.remote(self.cfg, stage, self.overrides, environment, self.source)] = stage
         return True
 
     def wait(self, seconds: float) -> list[tuple[Stage, Result]]:
@@ -248,8 +218,6 @@ class RayTasks:
         except self.ray.exceptions.RayTaskError as e: return e.cause
         except self.ray.exceptions.RayError as e:
             return RuntimeError(f"its worker was lost {RETRIES + 1} times ({type(e).__name__}).")
-
-    def running(self) -> list[Stage]: return list(self.tasks.values())
 
     def stop(self):
         @self.ray.remote(num_cpus=0)
@@ -281,8 +249,8 @@ class Progress:
         if message: self.say(f"{stage}: {message}")
 
     def refresh(self, running: list[Stage]):
-        names = [f"{stage.notebook} {stage.parameters.get('variant', '')}".strip() for stage in running]
-        self.bar.update(self.task, description=" + ".join(names[:3]) + " + …" * (len(names) > 3) or "waiting")
+        names = [f"{stage.notebook} {stage.parameters.get('variant', '')}".strip() for stage in running[:3]]
+        self.bar.update(self.task, description=" + ".join(names) or "waiting")
 
 # %% ../../nbs/running/74_run.ipynb #00a7b9a5
 class Run:
@@ -291,10 +259,10 @@ class Run:
                  max_failures: int = 0, # 0: a failure stops nobody
                  record_of: dict[str, dict] | None = None): # By the stage's name, as are those below
         self.cfg, self.stages, self.executor, self.progress = cfg, stages, executor, progress
-        self.max_failures, self.record_of, self.hash_of = max_failures, record_of or {}, Hashes(cfg)
+        self.max_failures, self.record_of = max_failures, record_of or {}
         self.failures: dict[str, StageError] = {}
         self.skips: dict[str, str] = {} # why each cannot run
-        self.look_again: dict[str, float] = {} # when, at a stage that another run holds; monotonic
+        self.look_again: dict[str, float] = {} # when, at a stage that another run holds
         self.n_ran, self.stopping = 0, False
         maker = {output: stage for stage in stages for output in stage.outputs}
         self.before = {s: [maker[i] for i in s.inputs if i in maker] for s in stages}
@@ -310,7 +278,6 @@ class Run:
                 self._submit()
             self.progress.refresh(self.executor.running())
             for stage, result in self.executor.wait(0.5): self._end(stage, result)
-        self.hash_of.save()
 
     def halted(self) -> bool:
         "Whether nothing more is to start"
@@ -328,7 +295,7 @@ class Run:
             if lost and (not stage.gathers or len(lost) == len(self.before[stage])):
                 self.skips[stage.name] = f"needs {lost[0]}"
                 self._over(stage)
-            elif why_stale(self.cfg, stage, self.record_of.get(stage.name), self.hash_of): self.ready.append(stage)
+            elif why_stale(self.cfg, stage, self.record_of.get(stage.name)): self.ready.append(stage)
             else: self._over(stage)
 
     def _submit(self):
@@ -383,11 +350,8 @@ def _ctrl_c(run: Run) -> Iterator[None]:
         for number, handler in before.items(): signal.signal(number, handler)
 
 # %% ../../nbs/running/74_run.ipynb #7a1c0214
-def chosen(
-    cfg: Settings,
-    only: str | None = None, # Part of a notebook's name, e.g. "build" or "3_finetune"
-) -> list[Stage]: # Raises InputError where no notebook is called so
-    "The stages of a plan, or one kind of them"
+def chosen(cfg: Settings, only: str | None = None) -> list[Stage]: # `only`: part of a notebook's name, e.g. build
+    "The stages of a plan, or one kind of them; raises InputError where no notebook is called so"
     stages = plan(cfg)
     matches = [s for s in stages if (only or "") in s.notebook]
     notebooks = ", ".join(dict.fromkeys(stage.notebook for stage in stages))
@@ -412,21 +376,20 @@ def _write_manifest(cfg: Settings, run: Run, began: str, seconds: float):
 
 def _summary(run: Run) -> StageError:
     "One error for all that failed"
-    first = next(iter(run.failures.values()))
-    if len(run.failures) == 1 and not run.skips: return first
-    message = f"{len(run.failures)} of {len(run.stages)} stages failed"
-    if run.skips: message += f" and {len(run.skips)} that need them did not run"
-    code = 1 if any(e.code == 1 for e in run.failures.values()) else first.code
-    return StageError(f"{message}. {first}", code, first.kind, first.why)
+    first, *others = run.failures.values()
+    if not others and not run.skips: return first
+    skips = f" and {len(run.skips)} that need them did not run" if run.skips else ""
+    message = f"{len(run.failures)} of {len(run.stages)} stages failed{skips}. {first}"
+    return StageError(message, min(e.code for e in run.failures.values()), first.kind, first.why)
 
 # %% ../../nbs/running/74_run.ipynb #c208dda0
 def reproduce(
     cfg: Settings,
-    only: str | None = None, # Run the stages whose notebook's name holds this, e.g. "build" or "3_finetune"
-    max_failures: int = 0, # Start nothing more after so many failures; 0: go on with all that can run
+    only: str | None = None, # Part of a notebook's name, e.g. build
+    max_failures: int = 0, # Start nothing more after so many failures; 0: go on
     engine: str = "local", # or ray
     address: str | None = None, # Of a Ray cluster; None: RAY_ADDRESS, or a Ray of this run's own
-    **overrides, # The settings that differ from the profile's, passed on to the notebooks
+    **overrides, # Settings that differ from the profile's
 ) -> int: # How many stages ran
     "Run every stage that is not done; raises StageError at the end if one failed, KeyboardInterrupt where stopped"
     if engine not in ("local", "ray"): raise InputError(f"Unknown engine {engine!r}: choose local or ray.")
