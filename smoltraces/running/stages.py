@@ -26,7 +26,7 @@ from ..files import read_json, sha256
 from ..settings import InputError, Settings, load_settings, slug
 
 # %% ../../nbs/running/71_stages.ipynb #619c5ace
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Stage:
     "One execution of an experiment notebook"
     notebook: str # Its name in nbs/experiments, without .ipynb
@@ -42,7 +42,6 @@ class Stage:
         return "-".join([self.notebook, *words])
 
     def __str__(self): return self.name
-    def __hash__(self): return hash(self.name)
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f13
 _data = ("source", "tasks", "corpora", "n_problems", "near_duplicate", "decontaminate", "overlap_words",
