@@ -250,13 +250,12 @@ class Progress:
 class Run:
     "A plan on its way through an executor"
     def __init__(self, cfg: Settings, stages: list[Stage], executor: Executor, progress: Progress,
-                 max_failures: int = 0, # 0: a failure stops nobody
-                 record_of: dict[str, dict] | None = None): # By the stage's name, as are those below
+                 record_of: dict[str, dict], # By the stage's name, as are those below
+                 max_failures: int = 0): # 0: a failure stops nobody
         self.cfg, self.stages, self.executor, self.progress = cfg, stages, executor, progress
-        self.max_failures, self.record_of = max_failures, record_of or {}
-        self.failures: dict[str, StageError] = {}
-        self.skips: dict[str, str] = {} # why each cannot run
-        self.look_again: dict[str, float] = {} # when, at a stage that another run holds
+        self.record_of, self.max_failures = record_of, max_failures
+        self.failures, self.skips = {}, {} # errors; why others cannot run
+        self.look_again = {} # when, at a stage that another run holds
         self.n_ran, self.stopping = 0, False
         maker = {output: stage for stage in stages for output in stage.outputs}
         self.before = {s: [maker[i] for i in s.inputs if i in maker] for s in stages}
@@ -402,7 +401,7 @@ def reproduce(
     estimate_of = estimates(cfg, stages, record_of)
     need_of = {s.name: need(cfg, s, estimate_of[s.name], len(cards())) for s in stages}
     executor = RayTasks(cfg, overrides, need_of, address) if engine == "ray" else Threads(cfg, overrides, need_of)
-    run = Run(cfg, stages, executor, Progress(len(stages)), max_failures, record_of)
+    run = Run(cfg, stages, executor, Progress(len(stages)), record_of, max_failures)
     with contextlib.closing(executor), run.progress.bar, _ctrl_c(run): run.go()
     if run.n_ran: _write_manifest(cfg, run, began, time.monotonic() - start)
     if run.stopping: raise KeyboardInterrupt

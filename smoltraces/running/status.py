@@ -15,6 +15,11 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+from rich.tree import Tree
+
 from ..files import read_json
 from .estimate import Estimate, costs, duration, estimates, side_by_side, total_time
 from .execute import executed_path, failure_path, holders, log_path
@@ -29,7 +34,7 @@ class Row(NamedTuple):
     state: str # running, done, failed, stale or to do; before a run: done, stale, new or follows
     why: str # Blank where it is done
     estimate: Estimate
-    seconds: float | None = None # That it took, where it ended
+    seconds: float | None = None # That it took
     usd: float = 0.0 # That its answers cost
     owner: str | None = None # Who runs it
 
@@ -54,7 +59,7 @@ class Status:
         text = f"{len(self.rows):,} stages: {', '.join(f'{n:,} {state}' for state, n in counts.items())}."
         if self.due:
             text += f" To come: {total_time(self.cfg, [row.estimate.seconds for row in self.due])}"
-            text += f", which {costs(*_price(self.due))}."
+            text += f"; it {costs(*_price(self.due))}."
         return text + (f" Paid: ${self.usd:,.2f}." if self.usd else "")
 
     def as_json(self) -> str:
@@ -67,7 +72,6 @@ class Status:
                         "why": r.why, "owner": r.owner} for r in self.rows]}, indent=1)
 
     def _repr_markdown_(self) -> str:
-        from rich.console import Console
         console = Console(file=io.StringIO(), width=110)
         console.print(tree(self))
         failed = (f"\n- **{row.stage}**: {row.why}{opens(self.cfg, row.stage)}" for row in self.of("failed")[:20])
@@ -77,9 +81,8 @@ class Status:
 _colours = {"running": "cyan", "done": "green", "failed": "red", "stale": "yellow", "new": "cyan"}
 
 
-def _line(rows: list[Row]):
+def _line(rows: list[Row]) -> Text:
     "One line for stages that stand alike"
-    from rich.text import Text
     (stage, state, why), words = rows[0][:3], {"of": "{}", "seed": "seed {}"}
     single = [words[key].format(value) for key, value in stage.parameters.items() if key in words]
     text = Text(" ".join([stage.notebook, *([f"× {len(rows):,}"] if len(rows) > 1 else single)]) + "  ")
@@ -92,10 +95,7 @@ def _line(rows: list[Row]):
     return text.append("  " + ", ".join(takes + [costs(*price)] * (price[0] != 0)), "dim")
 
 
-def tree(status: Status):
-    "A rich tree of the stages"
-    from rich.text import Text
-    from rich.tree import Tree
+def tree(status: Status) -> Tree:
     cfg, groups = status.cfg, {}
     for row in status.rows:
         place = tuple(row.stage.parameters.get(key) for key in ("student", "variant"))
@@ -124,7 +124,6 @@ def show_preview(status: Status, as_json: bool = False):
     "Print what `preview` gives"
     rows = [{"stage": r.stage.name, "state": r.state, "why": r.why, **r.estimate._asdict()} for r in status.rows]
     if as_json: return print(json.dumps(rows, indent=1))
-    from rich.console import Console
     Console(highlight=False).print(tree(status), status.summary(), sep="\n")
 
 # %% ../../nbs/running/76_status.ipynb #95a96e39
@@ -160,8 +159,6 @@ def status(cfg: Settings) -> Status:
 def show(cfg: Settings, as_json: bool = False, watch: bool = False):
     "Print how a run stands, once or until it is stopped"
     if as_json: return print(status(cfg).as_json())
-    from rich.console import Console, Group
-    from rich.live import Live
 
     def current() -> Group: return Group((stands := status(cfg)).summary(), tree(stands))
     if not watch: return Console(highlight=False).print(current())
