@@ -153,7 +153,6 @@ def executed_path(cfg: Settings, stage: Stage) -> Path: return cfg.path("noteboo
 
 
 def _failure(cfg: Settings, stage: Stage, overrides: dict, note: dict) -> StageError:
-    "The error to raise; what is known of it is kept beside the records"
     kind, why = note["kind"], note["why"]
     if kind != STOPPED:
         with contextlib.suppress(OSError, InputError): write_json(failure_path(cfg, stage), note) # the disk may be why
@@ -180,7 +179,6 @@ def tidy(notebook: dict): # As nbformat 4 has it; changed in place
 
 # %% ../../nbs/running/72_execute.ipynb #5c0e0111
 def _mark(notebook: dict, kind: str, why: str):
-    "Show where a notebook stopped, if it does not show it itself"
     cells = [c for c in notebook["cells"] if c["cell_type"] == "code"]
     if any(o["output_type"] == "error" for c in cells for o in c["outputs"]): return
     last = next((c for c in cells if not c["metadata"].get("papermill", {}).get("end_time")), cells[-1])
@@ -188,7 +186,6 @@ def _mark(notebook: dict, kind: str, why: str):
 
 
 def _keep_page(cfg: Settings, stage: Stage, failure: dict | None):
-    "Put the executed notebook in its place"
     growing = growing_path(cfg, stage)
     if not growing.exists(): return
     notebook = read_json(growing)
@@ -240,7 +237,6 @@ def _drain(log: Log) -> int: # A file descriptor to write to
 
 
 def _manager_class(kernel: Kernel, environment: dict[str, str], log: Log, sockets: str) -> type:
-    "A kernel manager for nbclient that tells a handle of its process"
     from jupyter_client import AsyncKernelManager
 
     class Manager(AsyncKernelManager):
@@ -258,7 +254,6 @@ def _manager_class(kernel: Kernel, environment: dict[str, str], log: Log, socket
 
 
 def _papermill(cfg: Settings, stage: Stage, overrides: dict, kernel: Kernel, environment: dict):
-    "Run a stage's notebook"
     import papermill
     notebook = notebook_of(cfg, stage)
     register(cfg.root)
@@ -276,8 +271,7 @@ def _papermill(cfg: Settings, stage: Stage, overrides: dict, kernel: Kernel, env
         finally: kernel.ended.set()
 
 # %% ../../nbs/running/72_execute.ipynb #703b868d
-def _explain(error: BaseException, kernel: Kernel) -> tuple[str, str, int | None]:
-    "Kind, words and cell of a failure"
+def _explain(error: BaseException, kernel: Kernel) -> tuple[str, str, int | None]: # Kind, words and cell
     name, cell = getattr(error, "ename", type(error).__name__), getattr(error, "cell_index", None)
     dead = name == "DeadKernelError" or cell is None and str(error).startswith("Kernel died") # nbclient, jupyter_client
     if kernel.stop_reason and (dead or name == "KeyboardInterrupt"):
@@ -316,10 +310,10 @@ def _cost(cfg: Settings, stage: Stage) -> float:
 def execute(
     cfg: Settings,
     stage: Stage,
-    overrides: dict, # The settings that differ from the profile's, passed on to the notebook
+    overrides: dict, # The settings that differ from the profile's
     kernel: Kernel | None = None, # Filled while it runs
-    environment: dict[str, str] | None = None, # Besides this process's, for the kernel
-    source: dict | None = None, # What `origin` says, where it is known already
+    environment: dict[str, str] | None = None, # Besides this process's
+    source: dict | None = None, # What `origin` says
 ) -> dict: # Its record; raises StageError, or InputError where an input is missing
     "Run one stage and write its record"
     kernel, start, began, failure = kernel or Kernel(), time.monotonic(), now(), None

@@ -164,7 +164,6 @@ def work(cfg: Settings, stage: Stage, overrides: dict, environment: dict, source
 
 
 def _connect(ray, address: str | None):
-    "Join a cluster, or start a Ray of our own; a busy machine may need more than one try"
     absent = InputError(f"No Ray cluster answers at {address}: start one with `ray start --head`, or leave "
                         "--address out.")
     host, _, port = (address or "").removeprefix("ray://").rpartition(":")
@@ -193,7 +192,7 @@ def ray_options(need: Need, stage: Stage, nodes: list[dict[str, float]]) -> dict
 class RayTasks(Executor):
     "The executor that hands stages to Ray"
     def __init__(self, cfg: Settings, overrides: dict, need_of: dict[str, Need],
-                 address: str | None = None): # Of a cluster; None: RAY_ADDRESS, or a Ray of this run's own
+                 address: str | None = None):
         super().__init__(cfg, overrides, need_of)
         needs("ray", "ray")
         import ray
@@ -281,8 +280,7 @@ class Run:
         self.stopping = True
         self.executor.stop()
 
-    def _receive(self, stages: list[Stage]):
-        "Stages whose predecessors have ended, one way or another"
+    def _receive(self, stages: list[Stage]): # Those whose predecessors have ended
         for stage in stages:
             lost = [b for b in self.before[stage] if b.name in self.failures or b.name in self.skips]
             if lost and (not stage.gathers or len(lost) == len(self.before[stage])):
@@ -303,7 +301,6 @@ class Run:
         self.progress.end(stage, message)
 
     def _end(self, stage: Stage, result: Result):
-        "Take in how an attempt ended"
         if isinstance(result, Held):
             if stage.name not in self.look_again:
                 self.progress.say(f"{stage}: {result}; waiting for it. To run it here, end that one first.")
@@ -353,7 +350,6 @@ def chosen(cfg: Settings, only: str | None = None) -> list[Stage]: # `only`: par
 
 # %% ../../nbs/running/74_run.ipynb #7a1c0217
 def _write_manifest(cfg: Settings, run: Run, began: str, seconds: float):
-    "What this run did, beside the records of its stages"
     from smoltraces.evidence.publish import without_paths
     done = {s.name: sha256(record_path(cfg, s)) for s in run.stages if record_path(cfg, s).is_file()}
     results = ("results.parquet", "comparisons.parquet", "claims.parquet", "report.html")
@@ -368,7 +364,6 @@ def _write_manifest(cfg: Settings, run: Run, began: str, seconds: float):
 
 
 def _summary(run: Run) -> StageError:
-    "One error for all that failed"
     first, *others = run.failures.values()
     if not others and not run.skips: return first
     skips = f" and {len(run.skips)} that need them did not run" if run.skips else ""
@@ -381,7 +376,7 @@ def reproduce(
     only: str | None = None, # Part of a notebook's name, e.g. build
     max_failures: int = 0, # Start nothing more after so many failures; 0: go on
     engine: str = "local", # or ray
-    address: str | None = None, # Of a Ray cluster; None: RAY_ADDRESS, or a Ray of this run's own
+    address: str | None = None, # Of a Ray cluster; None: RAY_ADDRESS, or one of this run's own
     **overrides, # Settings that differ from the profile's
 ) -> int: # How many stages ran
     "Run every stage that is not done; raises StageError at the end if one failed, KeyboardInterrupt where stopped"

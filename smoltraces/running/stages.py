@@ -58,7 +58,6 @@ def _values(cfg: Settings, keys: tuple[str, ...]) -> dict: return cfg.model_dump
 
 # %% ../../nbs/running/71_stages.ipynb #0c1b8f15
 def _answering(cfg: Settings, student: str, variant: str, seeds: Iterable[int], trained: bool) -> list[Stage]:
-    "The evaluations of one student on one variant, each after its training"
     own, folder, stages = cfg.of(student, variant), slug(student), []
     train, answer = _values(own, _train), _values(own, _answer)
     files = tuple(b for b in cfg.benchmarks if "@" in b)
@@ -104,8 +103,7 @@ _by_the_run = {"profile", "student", "variant", "seed", "of", *Settings.model_fi
 _parser = threading.Lock() # Python 3.11 cannot parse in two threads at once
 
 
-def _without_parameters(notebook: Path) -> tuple[str, dict[str, None]]: # Code; settings that somebody has set
-    "What a notebook does, asides and the parameters that a run sets apart"
+def _without_parameters(notebook: Path) -> tuple[str, dict[str, None]]: # Without asides; settings set in it
     code, resets = [], {}
     for cell in read_json(notebook)["cells"]:
         tags = cell["metadata"].get("tags", [])
@@ -169,7 +167,6 @@ def _files_named(text: str, folder: str, data: list[str]) -> set[str]:
 
 
 def _references(tree: ast.AST, folder: str) -> set[str]:
-    "Files of the package that Python source in one of its folders imports or names"
     files, package, data = set(), ".".join(["smoltraces", *folder.split("/")]).rstrip("."), _data_files()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): files |= {_module_file(alias.name) for alias in node.names}

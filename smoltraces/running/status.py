@@ -82,7 +82,6 @@ _colours = {"running": "cyan", "done": "green", "failed": "red", "stale": "yello
 
 
 def _line(rows: list[Row]) -> Text:
-    "One line for stages that stand alike"
     (stage, state, why), words = rows[0][:3], {"of": "{}", "seed": "seed {}"}
     single = [words[key].format(value) for key, value in stage.parameters.items() if key in words]
     text = Text(" ".join([stage.notebook, *([f"× {len(rows):,}"] if len(rows) > 1 else single)]) + "  ")
