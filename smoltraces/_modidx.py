@@ -1194,6 +1194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'smoltraces/running/run.py'),
                                         'smoltraces.running.run._connect': ('running/run.html#_connect', 'smoltraces/running/run.py'),
                                         'smoltraces.running.run._ctrl_c': ('running/run.html#_ctrl_c', 'smoltraces/running/run.py'),
+                                        'smoltraces.running.run._stage_error': ( 'running/run.html#_stage_error',
+                                                                                 'smoltraces/running/run.py'),
                                         'smoltraces.running.run._stop_flag': ('running/run.html#_stop_flag', 'smoltraces/running/run.py'),
                                         'smoltraces.running.run._summary': ('running/run.html#_summary', 'smoltraces/running/run.py'),
                                         'smoltraces.running.run._watch_stop_flag': ( 'running/run.html#_watch_stop_flag',

@@ -204,7 +204,6 @@ class Line(str):
 
 
 def costs(usd: float | None, requests: int) -> str:
-    "Dollars in words"
     if usd is None: return "costs $? (settings.ini lacks a price)"
     return f"costs about ${usd:,.2f} for {requests:,} requests" if usd else "costs nothing"
 

@@ -40,6 +40,14 @@ def attempt(cfg: Settings, stage: Stage, overrides: dict, **how) -> tuple[dict, 
             if why_stale(cfg, stage, record) is None: return record, False
         return execute(cfg, stage, overrides, **how), True
 
+
+def _stage_error(cfg: Settings, stage: Stage, error: BaseException) -> StageError:
+    if isinstance(error, StageError): return error
+    kind, bad_input = type(error).__name__, isinstance(error, InputError)
+    why = str(error) if bad_input else why_not(error, record_path(cfg, stage)) or f"{kind}: {error}"
+    why = scrub(why, cfg.root)
+    return StageError(f"{stage} failed: {why}", 2 if bad_input else 1, kind, why)
+
 # %% ../../nbs/running/74_run.ipynb #70e59ca4
 class Need(NamedTuple):
     "What a stage takes"
@@ -271,8 +279,7 @@ class Run:
             self.progress.refresh(self.executor.running())
             for stage, result in self.executor.wait(0.5): self._end(stage, result)
 
-    def halted(self) -> bool:
-        "Whether nothing more is to start"
+    def halted(self) -> bool: # Whether nothing more is to start
         return self.stopping or bool(self.max_failures and len(self.failures) >= self.max_failures)
 
     def stop(self):
@@ -313,11 +320,7 @@ class Run:
             self._over(stage, f"{result[0]['seconds']:.0f} s" if ran else "done by another run")
 
     def _fail(self, stage: Stage, error: BaseException):
-        if not isinstance(error, StageError):
-            kind, bad_input = type(error).__name__, isinstance(error, InputError)
-            why = str(error) if bad_input else why_not(error, record_path(self.cfg, stage)) or f"{kind}: {error}"
-            why = scrub(why, self.cfg.root)
-            error = StageError(f"{stage} failed: {why}", 2 if bad_input else 1, kind, why)
+        error = _stage_error(self.cfg, stage, error)
         if error.kind == STOPPED: return self.progress.end(stage, "stopped; it goes on where it was")
         self.failures[stage.name] = error
         self._over(stage, "waits for a yes to its costs" if error.kind == "Unconfirmed" else f"FAILED: {error.why}")

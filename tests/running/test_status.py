@@ -46,7 +46,7 @@ def test_a_dry_run_counts_what_it_knows(run):
     assert [row.state for row in plan_of_run.rows[:5]] == ["done"] * 4 + ["new"]
     text = printed(tree(plan_of_run), plan_of_run.summary())
     assert "3_finetune seed 1  new  60 seconds" in text and "5_figures  new  time unknown" in text, text
-    assert "13 stages: 4 done, 9 new. To come: about " in text and "and 1 stage of unknown length" in text
+    assert "13 stages: 4 done, 9 new. To come: about " in text and "and 2 stages of unknown length" in text
 
 
 def test_a_dry_run_as_json(run, capsys):
@@ -66,7 +66,7 @@ def test_status_counts_time_and_money(run):
     by = {row["stage"]: row for row in shown["stages"]}
     assert by[stages[4].name]["state"] == "running" and by[stages[4].name]["owner"].startswith("process ")
     assert shown["usd"] == 1.5 and "Paid: $1.50." in shown["summary"]
-    assert shown["remaining_seconds"] > 0 and shown["unknown_stages"] == 6 # evaluations and figures
+    assert shown["remaining_seconds"] > 0 and shown["unknown_stages"] == 7 # evaluations, analysis, figures
     changed = load_settings("smoke", run.root, variants="SBS, ST", seeds="0:2", epochs=2.0)
     assert {row.stage.name: row.why for row in status(changed).of("stale")} == {
         stages[3].name: "setting epochs changed"}
