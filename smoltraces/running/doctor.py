@@ -90,7 +90,7 @@ def laptops(cfg: Settings) -> float:
     "How many times the laptop profile's work a profile is"
     s, cells, total = cfg.model_dump(mode="json"), len(cfg.variants) * len(cfg.seeds), 0.0
     for student in (name for name in cfg.students if cfg.of(name).backend != "api"):
-        (_, training), (_, answers) = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
+        training, answers = (workload(name, student, s) for name in ("3_finetune", "4_evaluate"))
         total += 3 * training * longest_row(cfg) * cells + answers * (1 + cells)
     return total / LAPTOP
 

@@ -70,31 +70,13 @@ def test_other_seeds_tell_of_a_new_cell(clone):
     assert {e.seconds for name, e in expected.items() if name[0] in "1245"} == {None}
 
 
-def test_rows_of_the_build_scale_a_record(clone):
-    before, now = settings(clone), settings(clone, n_train=272)
-    stages = plan(before)
-    built, trained = stages[0], stage_of(stages, "3_finetune", "ST")
-    known = {built.name: record(built, 30.0), trained.name: record(trained, 320.0)}
-    assert estimates(now, plan(now), known)[trained.name].seconds == 640
-
-
-def test_parameters_scale_a_record_of_another_student(clone):
-    cfg = settings(clone, students=f"{SMOL}, embedded/random-llama")
-    stages = plan(cfg)
-    mine = stage_of(stages, "4_evaluate", "Base")
-    theirs = next(s for s in stages if s.parameters.get("student") == "embedded/random-llama" and s.name != mine.name)
-    seconds = estimates(cfg, stages, {mine.name: record(mine, 100.0)})[theirs.name].seconds
-    ratio = SHAPES["embedded/random-llama"].parameters / SHAPES[SMOL].parameters
-    assert seconds == pytest.approx(100 * ratio)
-
-
-def test_another_profile_of_this_machine_tells(clone):
-    laptop, gpu = settings(clone), settings(clone, "gpu")
-    stages = plan(laptop)
-    built, trained = stages[0], stage_of(stages, "3_finetune", "ST")
-    keep(laptop, {built.name: record(built, 30.0), trained.name: record(trained, 330.0)})
-    expected = estimates(gpu, plan(gpu))[stage_of(plan(gpu), "3_finetune", "ST", 2).name]
-    assert expected.seconds == pytest.approx(330 * 4128 / 136)
+def test_records_of_other_settings_do_not_tell(clone):
+    cfg = settings(clone)
+    trained = stage_of(plan(cfg), "3_finetune", "ST")
+    known = {trained.name: record(trained, 320.0)}
+    assert estimates(cfg, plan(cfg), known)[trained.name].seconds == 320
+    longer = settings(clone, epochs=7.0)
+    assert estimates(longer, plan(longer), known)[trained.name].seconds is None
 
 
 def test_the_reference_run_of_another_machine_does_not_count(clone):
@@ -242,21 +224,10 @@ def test_the_line_of_a_notebook(clone):
     trained = stage_of(plan(cfg), "3_finetune", "ST-HC")
     keep(cfg, {trained.name: record(trained, 288.0)})
     line = str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=0))
-    assert line.startswith("**About 5 minutes here** (measured; the last run took 0:04:48); needs ")
-    assert "costs nothing. Reads `data/ST-HC.parquet` (not there yet: run 1_build_data first). Writes" in line
-    assert line.endswith("`students/embedded--smollm2-135m-instruct/ST-HC/seed-0`.") and "\n" not in line
-    new = str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=7)) # not in the plan
-    assert "(measured);" in new and new.endswith("seed-7`.")
-
-
-def test_a_line_for_every_notebook_and_odd_parameters(clone):
-    cfg = settings(clone)
-    first, second = str(about(cfg, "1_build_data")), str(about(cfg, "2_analyse_traces", of=None))
-    assert "Reads" not in first and "Writes `problems.parquet`" in first and "`data/`" in first
-    assert "`predictions/embedded--smollm2-135m-instruct/` (0 of 12 there)" in second and "Writes `style/`." in second
-    assert "predictions" not in about(cfg, "2_analyse_traces", of="teachers")
-    assert "`report.html`" in about(cfg, "5_figures")
-    assert about(cfg, "4_evaluate", student="gpt-4o", variant="HC", seed=0).startswith("**How long")
+    assert line.startswith("**About 5 minutes here** (measured); needs ") and line.endswith("costs nothing.")
+    assert str(about(cfg, "3_finetune", student=SMOL, variant="ST-HC", seed=7)) == line # not in the plan
+    for notebook, more in (("2_analyse_traces", {"of": None}), ("4_evaluate", {"student": "gpt-4o", "variant": "HC"})):
+        assert about(cfg, notebook, **more).startswith("**How long it takes here is unknown")
 
 
 def test_every_experiment_says_what_it_takes():

@@ -139,9 +139,9 @@ def test_resources_are_given_back_and_never_overdrawn():
         alone, chosen = not taken, resources.take(str(k), need)
         if chosen is not None: taken[str(k)] = need
         assert alone <= (chosen is not None) and len(chosen or []) in (0, need.gpus)
-        if len(taken) > 1: assert resources.cpus >= 0 and resources.ram_gb >= 0 and min(resources.gpus) >= 0
+        if len(taken) > 1: assert min(resources.free) >= 0
     for name in taken: resources.release(name)
-    assert (resources.cpus, resources.ram_gb, resources.gpus) == (8, 32, [24.0, 24.0])
+    assert list(resources.free) == [8, 32, 24.0, 24.0]
 
 
 # failures
@@ -157,9 +157,9 @@ def test_a_failure_stops_nobody_else(tmp_path):
     report = (folder / "outputs/smoke/report.html").read_text()
     assert "SBS/seed-1" in report and "SBS/seed-0" not in report
     shown = smoltraces("status", "--profile", "smoke", *FEW, cwd=folder, COLUMNS="200").stdout
-    assert "failed 3_finetune random-llama SBS seed 0: ValueError: spoilt by hand" in shown, shown
+    assert "3_finetune seed 0  failed (ValueError: spoilt by hand)" in shown, shown
     page = f"outputs/smoke/notebooks/{min(lost)}.ipynb"
-    assert f"{page}, whose first line leads to the cell" in shown
+    assert page in shown
     assert 'id=\\"papermill-error-cell\\"' in (folder / page).read_text()
     assert (runs(folder) / f"{min(lost)}.log").read_text().startswith("begin embedded/random-llama SBS 0")
     done = run(folder, *FEW)  # mended: the lost two, and those that gather
@@ -192,8 +192,7 @@ def test_how_notebooks_may_end(tmp_path):
     assert not list(runs(folder).glob("*.running.ipynb"))
     for (variant, seed), (_, words) in FATES.items():
         name = f"3_finetune-embedded--random-llama-{variant}-seed-{seed}"
-        page = (folder / f"outputs/smoke/notebooks/{name}.ipynb").read_text()
-        assert 'id=\\"papermill-error-cell\\"' in page and '\\"#papermill-error-cell\\"' in page, name
+        assert '"output_type": "error"' in (folder / f"outputs/smoke/notebooks/{name}.ipynb").read_text(), name
         assert words in json.loads((runs(folder) / f"{name}.failed.json").read_text())["why"], name
 
 
@@ -237,9 +236,7 @@ if "ipykernel_launcher" in " ".join(sys.orig_argv): os.kill(os.getpid(), 9)""")
     done = run(folder, *FEW, PYTHONPATH=f"{slow}:{os.environ.get('PYTHONPATH', '')}")
     assert done.returncode == 1 and "killed by signal 9, as happens when memory runs out" in done.stderr, done.stderr
     page = json.loads((folder / "outputs/smoke/notebooks/1_build_data.ipynb").read_text())["cells"]
-    at = [k for k, cell in enumerate(page) if "papermill-error-cell-tag" in cell["metadata"].get("tags", [])]
-    code = [k for k, cell in enumerate(page) if cell["cell_type"] == "code"]
-    assert at == [0, code[0] - 1], "it shows another place than the first cell"
+    assert next(cell for cell in page if cell["cell_type"] == "code")["outputs"][0]["ename"] == "DeadKernel"
 
 
 @pytest.mark.slow
@@ -337,7 +334,7 @@ def test_the_gpus_that_a_run_may_use(tmp_path, monkeypatch):
     stages = [s for s in plan(cfg) if s.notebook == "3_finetune"][:2]
     executor = Threads(cfg, {}, {s.name: Need(1, 1, 1, 80) for s in stages})
     assert all(map(executor.submit, stages))
-    while executor.futures: executor.wait(1)
+    while executor.tasks: executor.wait(1)
     executor.close()
     assert sorted(each["CUDA_VISIBLE_DEVICES"] for each in given) == ["2", "GPU-3"]
 

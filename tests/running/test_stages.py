@@ -60,7 +60,7 @@ def finished(folder: Path):
             if "." not in path.name: path = path / "a.txt"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(name)
-    hash_of = module.Hashes(cfg)
+    hash_of = module.hashes(cfg)
     for stage in plan(cfg):
         write_json(record_path(cfg, stage), {"stage": stage.name, **basis(cfg, stage),
                                              "outputs": {name: hash_of(name) for name in stage.outputs}})
