@@ -22,7 +22,7 @@ from .execute import cores, hardware
 from .stages import Stage, input_path, plan, records
 from ..settings import InputError, Settings, Variant, load_settings
 from ..students.memory import GB, SHAPES, Shape, cards, fit, shape
-from ..traces.store import StoreReader
+from ..traces.store import Store
 
 # %% ../../nbs/running/75_estimate.ipynb #fb14fbb3
 class Estimate(NamedTuple):
@@ -231,7 +231,7 @@ def due(
     "What a stage would have to pay for"
     from smoltraces.traces.teachers import HARD_CODED, bill, endpoint_of, store_path, student_endpoint
     notebook, student, variant = cell_of(stage.notebook, stage.parameters)
-    store = StoreReader(store_path(cfg))
+    store = Store(store_path(cfg), read_only=True)
     if notebook == "1_build_data" and model_roles(cfg):
         from smoltraces.problems.selection import surplus
         from smoltraces.schema import load_problems, to_problems
