@@ -28,7 +28,7 @@ from .client import Callback, Endpoint, RequestSource, Totals, read_completion, 
 from .store import Request, Response, Store
 
 # %% ../../nbs/traces/32_batch.ipynb #f23e25f4
-_ENDPOINT = "/v1/chat/completions"
+_ENDPOINT, DISCOUNT = "/v1/chat/completions", 0.5
 
 
 def line_of(request: Request) -> str:
@@ -48,9 +48,6 @@ def request_of(line: str) -> Request:
 def key_of(line) -> str: # Blank for what is no line
     "The key of a line's request"
     return str(line.get("custom_id")).rpartition("-")[0] if isinstance(line, dict) else ""
-
-# %% ../../nbs/traces/32_batch.ipynb #78acb859
-DISCOUNT = 0.5
 
 
 def read_line(endpoint: Endpoint, request: Request, line: dict) -> Response: # failed where it may be asked again

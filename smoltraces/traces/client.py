@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Callback', 'count_tokens', 'max_tokens', 'Endpoint', 'split_thinking', 'read_completion', 'Failure', 'retry_after',
-           'read_error', 'call', 'AdaptiveConcurrency', 'TokenBucket', 'RequestQueue', 'OutOfBudget', 'Totals', 'show',
-           'RequestSource', 'give_up', 'ask', 'Estimate', 'estimate']
+           'read_error', 'call', 'AdaptiveConcurrency', 'TokenBucket', 'OutOfBudget', 'Totals', 'show', 'RequestSource',
+           'give_up', 'ask', 'Estimate', 'estimate']
 
 # %% ../../nbs/traces/31_client.ipynb #5e6a4354
 import asyncio
@@ -15,14 +15,13 @@ import json
 import os
 import random
 import re
-import shutil
 import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -220,49 +219,18 @@ class AdaptiveConcurrency:
         self._cut, self._ceiling = time.monotonic(), min(self.limit, in_flight)
         self.limit = max(1.0, 0.7 * self._ceiling)
 
-# %% ../../nbs/traces/31_client.ipynb #71e9179b
+
 class TokenBucket:
-    "Tokens that may be used by now"
+    "Fills steadily with the tokens that an endpoint counts by the minute, and holds three seconds' worth"
 
     def __init__(self, per_minute: int): # 0: without limit
-        self.rate, self.level, self._filled = per_minute / 60, per_minute / 20, time.monotonic()
+        self.rate, self.level, self._time = per_minute / 60, per_minute / 20, time.monotonic()
 
-    async def take(self, n: int):
-        "Use n tokens, and wait until they are there"
+    def take(self, n: int) -> float: # Seconds to wait until they are there
         now = time.monotonic()
-        self.level = min(self.level + (now - self._filled) * self.rate, 3 * self.rate) - n
-        self._filled = now
-        if self.rate and self.level < 0: await asyncio.sleep(-self.level / self.rate)
-
-
-class RequestQueue:
-    "Lets requests in as the token rate, the endpoint's pauses and the limit allow"
-
-    def __init__(self, in_flight: int, tokens_per_minute: int = 0):
-        self.concurrency, self.bucket = AdaptiveConcurrency(in_flight), TokenBucket(tokens_per_minute)
-        self.sending, self.paused_until = set(), 0.0 # tasks whose requests are in flight
-        self._turn, self._free = asyncio.Lock(), asyncio.Event()
-
-    @asynccontextmanager
-    async def place(self, tokens: int): # Yields the time it was let in, for `rate_limited`
-        "Wait for a place, and hold it"
-        async with self._turn: # the others wait in a line
-            await self.bucket.take(tokens)
-            while True:
-                pause = self.paused_until - time.monotonic()
-                if pause <= 0 and len(self.sending) < int(self.concurrency.limit): break
-                self._free.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(pause if pause > 0 else None): await self._free.wait()
-            self.sending.add(task := asyncio.current_task())
-        try: yield time.monotonic()
-        finally:
-            self.sending.discard(task)
-            self._free.set()
-
-    def rate_limited(self, started: float, wait: float):
-        self.paused_until = max(self.paused_until, time.monotonic() + wait)
-        self.concurrency.rate_limited(started, len(self.sending))
+        self.level = min(self.level + (now - self._time) * self.rate, 3 * self.rate) - n
+        self._time = now
+        return max(0.0, -self.level / self.rate) if self.rate else 0.0
 
 # %% ../../nbs/traces/31_client.ipynb #ecb6a8f9
 class OutOfBudget(InputError):
@@ -346,7 +314,7 @@ class RequestSource:
         raise OutOfBudget(f"The answers in {short_path(self.store.path)} cost ${spent:.4f}, and the next could exceed "
                           f"the budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
-# %% ../../nbs/traces/31_client.ipynb #6a835bda
+# %% ../../nbs/traces/31_client.ipynb #1fdf963f
 def give_up(
     failure: Failure,
     failures: Counter, # Of this request so far, by kind
@@ -357,69 +325,67 @@ def give_up(
     is_over = failures["retry"] + 2 * failures["timeout"] >= tries or failures["rate limit"] >= 30
     return ("failed", f"{failure.reason} ({failures.total()} tries)") if is_over else None
 
-# %% ../../nbs/traces/31_client.ipynb #1fdf963f
+
 class _Asker:
     "Asks requests that are claimed, each until it is answered"
 
     def __init__(self, source: RequestSource):
-        import uvloop
         self.source, self.endpoint, self.store, self.totals = source, source.endpoint, source.store, source.totals
-        self.queue = RequestQueue(self.endpoint.in_flight, self.endpoint.tokens_per_minute)
-        self.claims: dict[str, Request] = {} # by key
-        self.tasks, self.changed, self.loop, self.error = set(), asyncio.Event(), uvloop.new_event_loop(), None
-        self.unanswered_in_a_row = 0
+        self.concurrency = AdaptiveConcurrency(self.endpoint.in_flight)
+        self.bucket, self.paused_until = TokenBucket(self.endpoint.tokens_per_minute), 0.0
+        self.claims, self.unanswered_in_a_row, self.error = {}, 0, None # by key; …; why the run stops
 
-    def stop(self, error: BaseException, at_once: bool = False):
-        "From any thread: send nothing more, but wait for what is in flight; or wait for nothing"
-        self.error = self.error or error
-        with suppress(AttributeError, RuntimeError): # not begun yet, or over
-            self.loop.call_soon_threadsafe(self.main.cancel if at_once else self._cancel_waiting)
+    async def _sleep(self, seconds: float):
+        until = time.monotonic() + seconds
+        while not self.error and (rest := until - time.monotonic()) > 0: await asyncio.sleep(min(rest, 0.2))
 
-    def _cancel_waiting(self):
-        for task in self.tasks - self.queue.sending: task.cancel()
-        self.changed.set()
-
-    async def answer(self, request: Request) -> Response:
+    async def answer(self, request: Request) -> Response | None: # None where the run stops before
         failures = Counter()
         while isinstance(outcome := await self._try(request), Failure):
             failures[outcome.kind] += 1
             if end := give_up(outcome, failures, self.endpoint.tries):
                 outcome = await self._save(request, Response(request.key, request.model, end[0], detail=end[1]))
                 break
-            if self.error: raise asyncio.CancelledError
-            wait = 0.0 if outcome.kind == "rate limit" else outcome.retry_after # for a rate limit, the queue waits
+            wait = 0.0 if outcome.kind == "rate limit" else outcome.retry_after # a rate limit is for all to wait
             most = min(60.0, self.endpoint.backoff * 2 ** (failures.total() - 1))
-            await asyncio.sleep(wait + random.uniform(0, most))
-        self._count(outcome)
+            await self._sleep(wait + random.uniform(0, most))
+        if outcome: self._count(outcome)
         return outcome
 
-    async def _try(self, request: Request) -> Response | Failure:
-        answers = self.totals.statuses.total() - self.totals.failed
-        length = self.totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
+    async def _try(self, request: Request) -> Response | Failure | None:
+        totals, answers = self.totals, self.totals.statuses.total() - self.totals.failed
+        length = totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
         expected = count_tokens(request.messages) + length
-        async with self.queue.place(expected) as started:
-            if self.error: raise asyncio.CancelledError
-            self.totals.tries += 1
-            outcome = await call(self.endpoint, self.client, request)
-            self.queue.bucket.level += expected
-            if isinstance(outcome, Response):
-                self.queue.bucket.level -= outcome.prompt_tokens + outcome.completion_tokens
-                self.queue.concurrency.success()
-                self.totals.add(outcome)
-                return await self._save(request, outcome)
-            if outcome.kind == "stop": self.stop(InputError(outcome.reason))
-            if outcome.kind == "rate limit": self.queue.rate_limited(started, outcome.retry_after)
-            return outcome
+        await self._sleep(self.bucket.take(expected))
+        while time.monotonic() < self.paused_until or totals.in_flight >= int(self.concurrency.limit):
+            if self.error: return None
+            await asyncio.sleep(random.uniform(0, 0.05))
+        if self.error: return None
+        totals.in_flight += 1
+        try: return await self._call(request, expected)
+        finally: totals.in_flight -= 1
 
-# %% ../../nbs/traces/31_client.ipynb #2cd21ed7
-class _Saver(_Asker):
+    async def _call(self, request: Request, expected: int) -> Response | Failure:
+        started, self.totals.tries = time.monotonic(), self.totals.tries + 1
+        outcome = await call(self.endpoint, self.client, request)
+        self.bucket.level += expected
+        if isinstance(outcome, Response):
+            self.bucket.level -= outcome.prompt_tokens + outcome.completion_tokens
+            self.concurrency.success()
+            self.totals.add(outcome)
+            return await self._save(request, outcome)
+        if outcome.kind == "stop": self.error = self.error or InputError(outcome.reason)
+        if outcome.kind == "rate limit":
+            self.paused_until = max(self.paused_until, time.monotonic() + outcome.retry_after)
+            self.concurrency.rate_limited(started, self.totals.in_flight)
+        return outcome
+
     async def _save(self, request: Request, response: Response) -> Response:
-        "Return once it is durable"
-        while True:
+        while True: # until it is durable
             try: await asyncio.to_thread(self.store.put, [response], [request])
             except InputError as e: # a full disk, say: what was paid for waits until it can be written
                 if not self.error: print(f"{e} Answers wait to be written.", file=sys.stderr)
-                self.stop(e)
+                self.error = self.error or e
                 await asyncio.sleep(1)
             else: break
         self.claims.pop(request.key, None)
@@ -430,16 +396,22 @@ class _Saver(_Asker):
         self.totals.statuses[response.status] += 1
         self.unanswered_in_a_row = n = 0 if response.final else self.unanswered_in_a_row + 1
         if n < (200 if self.totals.statuses.total() > n else 1 if _NO_CONNECTION in response.detail else 25): return
-        self.stop(InputError(f"{self.endpoint.host} does not answer ({response.detail}; requests in a row: {n}): mend "
-                             "that and run again; every answer so far is kept."))
+        self.error = self.error or InputError(
+            f"{self.endpoint.host} does not answer ({response.detail}; requests in a row: {n}): mend that and run "
+            "again; every answer so far is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #a74dc398
-class _Run(_Saver):
+def _tell(then: Callback, request: Request, response: Response): return then(request, response)
+
+
+class _Run(_Asker):
     "One call of `ask`"
 
     def __init__(self, source: RequestSource, then: Callback | None):
+        import uvloop
         super().__init__(source)
-        self.then, self.secret, self.ahead = then, self.endpoint.key(), max(1, min(64, self.endpoint.in_flight // 4))
+        self.then, self.secret, self.loop = then, self.endpoint.key(), uvloop.new_event_loop()
+        self.ready, self.busy, self.turn = deque(), 0, asyncio.Lock()
         self.callbacks, self.done = ThreadPoolExecutor(1), threading.Event()
 
     def work(self):
@@ -451,6 +423,10 @@ class _Run(_Saver):
             self.callbacks.shutdown(wait=False)
             self.done.set()
 
+    def cancel(self):
+        "From another thread: wait for nothing"
+        with suppress(AttributeError, RuntimeError): self.loop.call_soon_threadsafe(self.main.cancel) # unless it is over
+
     async def _main(self):
         import openai
         self.main, timeout = asyncio.current_task(), self.endpoint.timeout
@@ -458,50 +434,38 @@ class _Run(_Saver):
             async with openai.AsyncOpenAI(base_url=self.endpoint.url, api_key=self.secret, max_retries=0,
                                           timeout=openai.Timeout(timeout, connect=min(30.0, timeout)),
                                           http_client=openai.DefaultAioHttpClient()) as self.client:
-                try: await self._feed()
-                except Exception as e: self.stop(e)
-                while self.tasks: await asyncio.wait(self.tasks)
+                await asyncio.gather(*(self._worker() for _ in range(self.endpoint.in_flight)))
         finally: await asyncio.to_thread(self.store.release, list(self.claims.values()))
 
-    async def _feed(self):
-        while not self.error:
-            self.changed.clear()
-            idle, room = not self.tasks, self.endpoint.in_flight + self.ahead - len(self.tasks)
-            new, claims, stored = [], [], []
-            if room >= self.ahead: new, claims, stored = await asyncio.to_thread(self._claim, room)
-            for work in [*([r] for r in claims), *(stored if self.then else ())]:
-                self.tasks.add(task := self.loop.create_task(self._work(*work)))
-                task.add_done_callback(self._end)
-            if claims or stored: continue
-            if not (self.tasks or self.source.unfinished): return
-            if idle and new: self.source.check_budget()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.25 if self.source.waiting else None): await self.changed.wait()
-
-    def _claim(self, n: int) -> tuple[list[Request], list[Request], list[tuple[Request, Response]]]:
-        new, stored = self.source.next(n)
-        if not new: return [], [], stored
-        longest = max(10 * (max_tokens(r) or 16000) for r in new) # bytes: in SQLite's log, and in its file
-        size = (self.endpoint.in_flight + self.ahead) * longest + (1 << 20)
-        if shutil.disk_usage(self.store.path.parent).free < size:
-            raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside "
-                             f"{short_path(self.store.path)}): free some and run again; every answer so far is kept.")
-        claims = self.source.claim(new)
-        self.claims.update((r.key, r) for r in claims)
-        return new, claims, stored
-
-    async def _work(self, request: Request, response: Response | None = None):
+    async def _worker(self):
         try:
-            response = response or await self.answer(request)
-            if not self.then: return
-            more = await self.loop.run_in_executor(self.callbacks, lambda: self.then(request, response))
-            if inspect.isawaitable(more): more = await more
-            if more: self.source.more.append(more)
-        except Exception as e: self.stop(e)
+            while work := await self._next():
+                request, response = work
+                response = response or await self.answer(request)
+                if response and self.then:
+                    more = await self.loop.run_in_executor(self.callbacks, partial(_tell, self.then, request, response))
+                    if inspect.isawaitable(more): more = await more
+                    if more: self.source.more.append(more)
+                self.busy -= 1
+        except Exception as e: self.error = self.error or e
 
-    def _end(self, task):
-        self.tasks.discard(task)
-        self.changed.set()
+    async def _next(self) -> tuple[Request, Response | None] | None: # None at the end
+        async with self.turn:
+            while not self.error:
+                if self.ready:
+                    self.busy += 1
+                    return self.ready.popleft()
+                if await asyncio.to_thread(self._fill): continue
+                if not self.busy and not self.source.unfinished: return None
+                if not self.busy: self.source.check_budget()
+                await asyncio.sleep(0.05)
+
+    def _fill(self) -> bool:
+        new, stored = self.source.next(max(1, self.endpoint.in_flight // 4))
+        claims = self.source.claim(new) if new else []
+        self.claims.update((r.key, r) for r in claims)
+        self.ready.extend([*((r, None) for r in claims), *(stored if self.then else ())])
+        return bool(claims or stored)
 
 # %% ../../nbs/traces/31_client.ipynb #9444bfd6
 def ask(
@@ -515,7 +479,7 @@ def ask(
 ) -> Totals: # Raises InputError for what stops the run, OutOfBudget where that is the budget
     "Ask every request that the store has no answer to; an interrupt waits for what is in flight, a second does not"
     from tqdm.auto import tqdm
-    run, interrupts = _Run(RequestSource(endpoint, requests, store, budget_usd), then), 0
+    run = _Run(RequestSource(endpoint, requests, store, budget_usd), then)
     threading.Thread(target=run.work, name="ask", daemon=True).start()
     with tqdm(total=total or length_hint(requests, 0) or None, desc=endpoint.model, unit=" answers", smoothing=0.05,
               disable=progress is not True, delay=1) as bar:
@@ -523,17 +487,14 @@ def ask(
         while not run.done.is_set():
             try:
                 while not run.done.wait(0.2):
-                    run.totals.in_flight, run.totals.limit = len(run.queue.sending), run.queue.concurrency.limit
+                    run.totals.limit = run.concurrency.limit
                     tell(run.totals)
             except KeyboardInterrupt:
-                interrupts += 1
-                if interrupts == 1:
-                    print(f"Stopping: {len(run.queue.sending)} answers are in flight and paid for; interrupt again not "
-                          "to wait for them.", file=sys.stderr)
-                run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
-            except Exception as e: # of the caller's own `progress`
-                run.stop(e)
-                run.done.wait()
+                if run.error: run.cancel()
+                else: print(f"Stopping: {run.totals.in_flight} answers are in flight and paid for; interrupt again not "
+                            "to wait for them.", file=sys.stderr)
+                run.error = run.error or KeyboardInterrupt("Every answer is kept: run again to go on.")
+            except Exception as e: run.error = run.error or e # of the caller's own `progress`
         if not run.error: tell(run.totals)
     if run.error: raise run.error
     return run.totals

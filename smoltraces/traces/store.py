@@ -44,7 +44,7 @@ class Request:
         text = _canonical([self.model, list(self.messages), self.sampling, self.sample])
         return hashlib.sha256(text.encode()).hexdigest()
 
-# %% ../../nbs/traces/30_store.ipynb #c87e4796
+
 FINAL = ("ok", "truncated", "empty", "refused", "filtered")
 
 
