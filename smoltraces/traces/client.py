@@ -53,7 +53,7 @@ class Endpoint:
     price_in: float = 0.0 # US dollars per million prompt tokens
     price_out: float = 0.0 # … and per million completion tokens
     in_flight: int = 64 # Requests at a time, at most
-    tokens_per_minute: int = 0 # 0: as many as the endpoint takes
+    tokens_per_minute: int = 0 # 0: without limit
     timeout: float = 600.0 # Seconds to wait for one answer
     tries: int = 6 # Of a request that fails
     backoff: float = 0.5 # Seconds before the second try at most; it doubles with each
@@ -353,24 +353,20 @@ class _Asker:
         return outcome
 
     async def _try(self, request: Request) -> Response | Failure | None:
-        totals, answers = self.totals, self.totals.statuses.total() - self.totals.failed
-        length = totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
-        expected = count_tokens(request.messages) + length
-        await self._sleep(self.bucket.take(expected))
-        while time.monotonic() < self.paused_until or totals.in_flight >= int(self.concurrency.limit):
-            if self.error: return None
+        await self._sleep(self.bucket.take(count_tokens(request.messages)))
+        while not self.error and (time.monotonic() < self.paused_until
+                                  or self.totals.in_flight >= int(self.concurrency.limit)):
             await asyncio.sleep(random.uniform(0, 0.05))
         if self.error: return None
-        totals.in_flight += 1
-        try: return await self._call(request, expected)
-        finally: totals.in_flight -= 1
+        self.totals.in_flight += 1
+        try: return await self._call(request)
+        finally: self.totals.in_flight -= 1
 
-    async def _call(self, request: Request, expected: int) -> Response | Failure:
+    async def _call(self, request: Request) -> Response | Failure:
         started, self.totals.tries = time.monotonic(), self.totals.tries + 1
         outcome = await call(self.endpoint, self.client, request)
-        self.bucket.level += expected
         if isinstance(outcome, Response):
-            self.bucket.level -= outcome.prompt_tokens + outcome.completion_tokens
+            self.bucket.level -= outcome.completion_tokens
             self.concurrency.success()
             self.totals.add(outcome)
             return await self._save(request, outcome)
@@ -401,23 +397,18 @@ class _Asker:
             "again; every answer so far is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #a74dc398
-def _tell(then: Callback, request: Request, response: Response): return then(request, response)
-
-
 class _Run(_Asker):
     "One call of `ask`"
 
     def __init__(self, source: RequestSource, then: Callback | None):
-        import uvloop
         super().__init__(source)
-        self.then, self.secret, self.loop = then, self.endpoint.key(), uvloop.new_event_loop()
+        self.then, self.secret = then, self.endpoint.key()
         self.ready, self.busy, self.turn = deque(), 0, asyncio.Lock()
         self.callbacks, self.done = ThreadPoolExecutor(1), threading.Event()
 
     def work(self):
         "The whole of it, for a thread of its own"
-        try:
-            with asyncio.Runner(loop_factory=lambda: self.loop) as runner: runner.run(self._main())
+        try: asyncio.run(self._main())
         except BaseException as e: self.error = self.error or e
         finally:
             self.callbacks.shutdown(wait=False)
@@ -425,11 +416,11 @@ class _Run(_Asker):
 
     def cancel(self):
         "From another thread: wait for nothing"
-        with suppress(AttributeError, RuntimeError): self.loop.call_soon_threadsafe(self.main.cancel) # unless it is over
+        with suppress(AttributeError, RuntimeError): self.loop.call_soon_threadsafe(self.main.cancel)
 
     async def _main(self):
         import openai
-        self.main, timeout = asyncio.current_task(), self.endpoint.timeout
+        self.loop, self.main, timeout = asyncio.get_running_loop(), asyncio.current_task(), self.endpoint.timeout
         try:
             async with openai.AsyncOpenAI(base_url=self.endpoint.url, api_key=self.secret, max_retries=0,
                                           timeout=openai.Timeout(timeout, connect=min(30.0, timeout)),
@@ -443,7 +434,7 @@ class _Run(_Asker):
                 request, response = work
                 response = response or await self.answer(request)
                 if response and self.then:
-                    more = await self.loop.run_in_executor(self.callbacks, partial(_tell, self.then, request, response))
+                    more = await self.loop.run_in_executor(self.callbacks, self.then, request, response)
                     if inspect.isawaitable(more): more = await more
                     if more: self.source.more.append(more)
                 self.busy -= 1

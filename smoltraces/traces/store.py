@@ -83,8 +83,6 @@ CREATE TABLE IF NOT EXISTS prompts (id INTEGER PRIMARY KEY, digest BLOB UNIQUE, 
 CREATE TABLE IF NOT EXISTS answers (key TEXT PRIMARY KEY, model TEXT, status TEXT, finish TEXT, prompt_tokens INT,
     completion_tokens INT, cost_usd REAL, detail TEXT, sample INT, sampling TEXT, prompt INT,
     thinking TEXT, content TEXT);
-CREATE TABLE IF NOT EXISTS totals (model TEXT PRIMARY KEY, requests INT, prompt_tokens INT, completion_tokens INT,
-    cost_usd REAL);
 CREATE TABLE IF NOT EXISTS owners (id TEXT PRIMARY KEY, host TEXT, pid INT, started TEXT, seen REAL);
 CREATE TABLE IF NOT EXISTS claims (key TEXT PRIMARY KEY, owner TEXT, reserve REAL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS verdicts (key TEXT, problem TEXT, version TEXT, verdict INT,
@@ -93,6 +91,7 @@ PRAGMA application_id={_APPLICATION};
 PRAGMA user_version={_VERSION};
 COMMIT;
 """
+_INDEX = "CREATE INDEX IF NOT EXISTS costs ON answers (status, model, prompt_tokens, completion_tokens, cost_usd)"
 
 # %% ../../nbs/traces/30_store.ipynb #d8ce4539
 _MENDS = {
@@ -129,6 +128,7 @@ def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
         with suppress(sqlite3.OperationalError): # another run that creates it at the same time does this, too
             db.execute("PRAGMA journal_mode=WAL")
         db.executescript(_SCHEMA)
+    if not read_only: db.execute(_INDEX) # older stores have none
     db.execute("PRAGMA synchronous=FULL")
     return db
 
@@ -148,26 +148,16 @@ def _write_prompt(db, messages: tuple[dict, ...]) -> int: # Its id
     return db.execute("SELECT id FROM prompts WHERE digest=?", row[:1]).fetchone()[0]
 
 
-def _add_to_totals(db, model: str, sign: int, *amounts): # prompt and completion tokens, dollars
-    db.execute("INSERT OR IGNORE INTO totals VALUES (?,0,0,0,0)", (model,))
-    db.execute("UPDATE totals SET requests=requests+?, prompt_tokens=prompt_tokens+?, completion_tokens="
-               "completion_tokens+?, cost_usd=cost_usd+? WHERE model=?",
-               (sign, *(sign * (amount or 0) for amount in amounts), model))
-
-
 def _write_answer(db, r: Response, request: Request | None, merging: bool = False) -> bool: # Whether it is new
     "A final response is never replaced by one that is not, nor in a merge at all"
-    columns = "status, model, prompt_tokens, completion_tokens, cost_usd, sample, sampling, prompt"
-    old = db.execute(f"SELECT {columns} FROM answers WHERE key=?", (r.key,)).fetchone()
+    old = db.execute("SELECT status, sample, sampling, prompt FROM answers WHERE key=?", (r.key,)).fetchone()
     was_final = bool(old) and old[0] in FINAL
     if was_final and (merging or not r.final) or old and merging and not r.final: return False
-    if was_final: _add_to_totals(db, old[1], -1, *old[2:5])
     if request: question = request.sample, _canonical(request.sampling), _write_prompt(db, request.messages)
-    else: question = old[5:] if old else (0, None, None)
+    else: question = old[1:] if old else (0, None, None)
     db.execute("INSERT OR REPLACE INTO answers VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", (
         r.key, r.model, r.status, r.finish, r.prompt_tokens, r.completion_tokens, r.cost_usd, _clean(r.detail),
         *question, _clean(r.thinking), _clean(r.content)))
-    if r.final: _add_to_totals(db, r.model, 1, r.prompt_tokens, r.completion_tokens, r.cost_usd)
     return True
 
 # %% ../../nbs/traces/30_store.ipynb #4b2afeeb
@@ -183,8 +173,6 @@ def _pair(row: dict, path: Path) -> tuple[Response, Request | None]: # Of a row 
 
 
 class _Answers:
-    "What was answered: the half of a store without claims"
-
     def __init__(
         self,
         path: str | Path,
@@ -213,7 +201,8 @@ class _Answers:
 
     def spent(self) -> dict[str, Spent]:
         "What the stored answers cost, by model"
-        rows = self._read("SELECT * FROM totals WHERE requests > 0 ORDER BY model")
+        sums = "COUNT(*), CAST(TOTAL(prompt_tokens) AS INT), CAST(TOTAL(completion_tokens) AS INT), TOTAL(cost_usd)"
+        rows = self._read(f"SELECT model, {sums} FROM answers WHERE status IN {FINAL} GROUP BY model ORDER BY model")
         return {model: Spent(*row) for model, *row in rows}
 
     def put(
@@ -304,8 +293,7 @@ class Store(_Portable):
             for other, *run in db.execute("SELECT id, pid, started FROM owners WHERE host IS NOT NULL").fetchall():
                 if not _is_alive(*run): _drop_owner(db, other)
             db.execute("INSERT OR IGNORE INTO owners VALUES (?,?,?,?,0)", row)
-            cost = db.execute("SELECT (SELECT TOTAL(cost_usd) FROM totals) + (SELECT TOTAL(reserve) FROM claims)")
-            sum_usd = cost.fetchone()[0]
+            sum_usd = sum(s.cost_usd for s in self.spent().values()) + self.owed() if budget else 0.0
             for request, usd in zip(requests, list(reserve) or [0.0] * len(requests), strict=True):
                 is_over = budget and sum_usd + usd > budget + 1e-9
                 statuses.append(_status_of(db, request.key) or ("over" if is_over else "mine"))
