@@ -2032,7 +2032,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'smoltraces/traces/batch.py'),
                                          'smoltraces.traces.batch._Submission.submit': ( 'traces/batch.html#_submission.submit',
                                                                                          'smoltraces/traces/batch.py'),
-                                         'smoltraces.traces.batch._result': ('traces/batch.html#_result', 'smoltraces/traces/batch.py'),
                                          'smoltraces.traces.batch.ask_batch': ('traces/batch.html#ask_batch', 'smoltraces/traces/batch.py'),
                                          'smoltraces.traces.batch.key_of': ('traces/batch.html#key_of', 'smoltraces/traces/batch.py'),
                                          'smoltraces.traces.batch.line_of': ('traces/batch.html#line_of', 'smoltraces/traces/batch.py'),

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -74,12 +75,13 @@ class Job:
     error_code: str = ""
 
     def __post_init__(self):
-        with open(self.input) as f: self.requests = {r.key: r for r in map(request_of, f)}
+        with open(self.input) as f: self.keys = {key_of(json.loads(line)) for line in f}
 
     def responses(self, endpoint: Endpoint, results: list[Path]) -> Iterator[tuple[Request, Response]]:
         "Each request with what became of it, once; a line that cannot be read is no answer"
-        missing, reason = dict(self.requests), self.error or f"batch {self.batch_id} ended without an answer"
-        for text in (text for file in results for text in file.read_bytes().splitlines()):
+        with open(self.input) as f: missing = {r.key: r for r in map(request_of, f)}
+        reason = self.error or f"batch {self.batch_id} ended without an answer"
+        for text in chain.from_iterable(file.read_bytes().splitlines() for file in results):
             try: line = json.loads(text)
             except ValueError: continue
             if r := missing.pop(key_of(line), None): yield r, read_line(endpoint, r, line)
@@ -180,7 +182,7 @@ class _Jobs:
 class _Submission(_Jobs):
     def next_file(self) -> list[Request]:
         "As many requests as one file may hold"
-        requests, size, underway = {}, 0, {key for job in self.jobs.values() for key in job.requests}
+        requests, size, underway = {}, 0, set().union(*(job.keys for job in self.jobs.values()))
         while len(requests) < self.limit:
             if not self.ready:
                 new, stored = self.source.next(500)
@@ -210,14 +212,11 @@ class _Submission(_Jobs):
         "Hand on what this call was asked for; what `then` returns is asked next"
         def one(pair):
             more = self.then(*pair)
-            return asyncio.run(_result(more)) if inspect.isawaitable(more) else more
+            return asyncio.run(more) if inspect.isawaitable(more) else more
 
         if not self.then: return
         with ThreadPoolExecutor(8) as threads: # Jupyter has a loop in this one
             self.source.more.extend(filter(None, threads.map(one, (p for p in pairs if p[0].key in self.wanted))))
-
-
-async def _result(awaitable): return await awaitable
 
 # %% ../../nbs/traces/32_batch.ipynb #ffb75488
 class _Run(_Submission):
@@ -239,18 +238,20 @@ class _Run(_Submission):
         "Where a batch has ended, put its answers into the store; raises InputError where it was refused"
         batch = self.api.retrieve(job.batch_id)
         if batch.status not in _ENDED: return
-        results, n = self._fetch(job, batch), len(job.requests)
+        results, n, answered = self._fetch(job, batch), len(job.keys), 0
         is_too_large = job.error_code == "token_limit_exceeded" and n > 1
         if is_too_large: self.limit = max(1, n // 2)
-        pairs = list(job.responses(self.endpoint, results))
-        self.store.put([response for _, response in pairs], [r for r, _ in pairs])
+        responses = job.responses(self.endpoint, results)
+        while pairs := list(islice(responses, 200)):
+            self.store.put([response for _, response in pairs], [r for r, _ in pairs])
+            answered += sum(response.final for _, response in pairs)
+            self.deliver([pair for pair in pairs if self._is_done(*pair, is_too_large)])
         self.store.retire(self.owner + job.tag)
         for file in (*results, job.input): file.unlink()
         del self.jobs[job.tag]
-        if job.error_code and not is_too_large and not any(response.final for _, response in pairs):
+        if job.error_code and not is_too_large and not answered:
             raise InputError(f"{self.endpoint.host} refused a batch of {n} requests ({job.error}): mend that and run "
                              "again; every answer so far is kept.")
-        self.deliver([pair for pair in pairs if self._is_done(*pair, is_too_large)])
 
     def _is_done(self, request: Request, response: Response, is_too_large: bool) -> bool: # Else it is asked again
         totals = self.source.totals
@@ -293,12 +294,12 @@ def ask_batch(
         with bar, FileLock(store.path.with_name(f".{store.path.name}-batch.lock"), timeout=0):
             run.recover()
             while run.step():
-                totals.in_flight = sum(len(job.requests) for job in run.jobs.values())
+                totals.in_flight = sum(len(job.keys) for job in run.jobs.values())
                 show(bar, totals)
                 if not wait: break
                 if not source.more: time.sleep(poll_seconds if run.jobs else min(1, poll_seconds))
     except Timeout:
         raise InputError(f"Another run looks after the batches of {short_path(store.path)}: wait for it, or stop "
                          "it.") from None
-    totals.pending += sum(len(job.requests) for job in run.jobs.values())
+    totals.pending += sum(len(job.keys) for job in run.jobs.values())
     return totals
