@@ -2131,7 +2131,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'smoltraces/traces/client.py'),
                                           'smoltraces.traces.client.estimate': ( 'traces/client.html#estimate',
                                                                                  'smoltraces/traces/client.py'),
-                                          'smoltraces.traces.client.give_up': ('traces/client.html#give_up', 'smoltraces/traces/client.py'),
                                           'smoltraces.traces.client.max_tokens': ( 'traces/client.html#max_tokens',
                                                                                    'smoltraces/traces/client.py'),
                                           'smoltraces.traces.client.read_completion': ( 'traces/client.html#read_completion',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Callback', 'count_tokens', 'max_tokens', 'Endpoint', 'split_thinking', 'read_completion', 'Failure', 'retry_after',
            'read_error', 'call', 'AdaptiveConcurrency', 'TokenBucket', 'OutOfBudget', 'Totals', 'show', 'RequestSource',
-           'give_up', 'ask', 'Estimate', 'estimate']
+           'ask', 'Estimate', 'estimate']
 
 # %% ../../nbs/traces/31_client.ipynb #5e6a4354
 import asyncio
@@ -315,17 +315,6 @@ class RequestSource:
                           f"the budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #1fdf963f
-def give_up(
-    failure: Failure,
-    failures: Counter, # Of this request so far, by kind
-    tries: int, # Allowed; a timeout counts twice, and a rate limit is not the request's fault
-) -> tuple[str, str] | None: # None where it is worth another try
-    "Status and detail to record where another try is in vain"
-    if failure.kind in ("rejected", "filtered"): return failure.kind, failure.reason
-    is_over = failures["retry"] + 2 * failures["timeout"] >= tries or failures["rate limit"] >= 30
-    return ("failed", f"{failure.reason} ({failures.total()} tries)") if is_over else None
-
-
 class _Asker:
     "Asks requests that are claimed, each until it is answered"
 
@@ -343,8 +332,11 @@ class _Asker:
         failures = Counter()
         while isinstance(outcome := await self._try(request), Failure):
             failures[outcome.kind] += 1
-            if end := give_up(outcome, failures, self.endpoint.tries):
-                outcome = await self._save(request, Response(request.key, request.model, end[0], detail=end[1]))
+            is_hopeless = outcome.kind in ("rejected", "filtered")
+            if (is_hopeless or failures["rate limit"] >= 30 # these are not the request's fault; a timeout counts twice
+                    or failures["retry"] + 2 * failures["timeout"] >= self.endpoint.tries):
+                status, detail = outcome.kind if is_hopeless else "failed", f"{outcome.reason} (try {failures.total()})"
+                outcome = await self._save(request, Response(request.key, request.model, status, detail=detail))
                 break
             wait = 0.0 if outcome.kind == "rate limit" else outcome.retry_after # a rate limit is for all to wait
             most = min(60.0, self.endpoint.backoff * 2 ** (failures.total() - 1))

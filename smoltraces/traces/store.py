@@ -220,7 +220,7 @@ class _Answers:
 # %% ../../nbs/traces/30_store.ipynb #1e8863d4
 class _Portable(_Answers):
     def rows(self) -> Iterator[dict]:
-        "Every answer with what was asked, by key; streamed"
+        "Every answer with what was asked, by key"
         sql = f"SELECT {', '.join(_ROW)} FROM answers LEFT JOIN prompts ON prompt=id ORDER BY key"
         with _plain_errors(self.path), closing(_connect(self.path, read_only=True)) as db:
             for values in db.execute(sql):
@@ -284,7 +284,7 @@ class Store(_Portable):
         requests: Iterable[Request],
         reserve: Iterable[float] = (), # Dollars that each may cost at most
         budget: float = 0.0, # Dollars that all answers of the store may cost; 0: no limit
-        owner: str | None = None, # A name for claims that outlive this process, as of a batch
+        owner: str | None = None, # Of claims that outlive this process, as a batch's
     ) -> list[str]: # mine, answered, held (by a live run), pending (with a named owner), or over (the budget)
         "Take requests, so that no other run asks them; what cannot be taken says why"
         requests, statuses, name, process = list(requests), [], owner or self.id, psutil.Process()
