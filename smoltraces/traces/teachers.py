@@ -348,8 +348,8 @@ class Unconfirmed(InputError):
 def unpaid(endpoint: Endpoint, sample: list[Request], n: int, tokens: int, store: Store) -> Estimate | None:
     "What the n requests like the sample, with answers of so many tokens, will cost beyond those that are stored"
     if not endpoint.price_in + endpoint.price_out: return None
-    left = round(n * (1 - len(store.get_many(r.key for r in sample)) / max(1, len(sample))))
-    return estimate(endpoint, sample, left, tokens, store) if left else None
+    n_unpaid = round(n * (1 - len(store.get_many(r.key for r in sample)) / max(1, len(sample))))
+    return estimate(endpoint, sample, n_unpaid, tokens, store) if n_unpaid else None
 
 
 def bill(cfg: Settings, problems: list[Problem], store: Store) -> dict[str, Estimate]: # By variant, where it costs
