@@ -164,8 +164,8 @@ class Vllm(LocalBackend):
 # %% ../../nbs/evaluation/51_backends.ipynb #389da9a4
 class SealedStore(Store):
     "A view of a store for what must not be read: no questions, sealed answers"
-    def put(self, responses, requests=(), wait=True):
-        return super().put([_with_text(r, seal) for r in responses], wait=wait)
+    def put(self, responses, requests=()):
+        return super().put([_with_text(r, seal) for r in responses])
 
     def get_many(self, keys): return {k: _with_text(r, unseal) for k, r in super().get_many(keys).items()}
 

@@ -20,7 +20,7 @@ from .execute import cores, hardware
 from .stages import Stage, plan, records
 from ..settings import InputError, Settings, load_settings
 from ..students.memory import GB, SHAPES, Shape, cards, fit, shape
-from ..traces.store import StoreReader
+from ..traces.store import Store
 
 # %% ../../nbs/running/75_estimate.ipynb #fb14fbb3
 class Estimate(NamedTuple):
@@ -156,7 +156,7 @@ def due(
     from smoltraces.schema import Problem, load_problems, to_problems
     from smoltraces.traces.teachers import HARD_CODED, bill, endpoint_of, store_path, student_endpoint
     notebook, student, variant = cell_of(stage.notebook, stage.parameters)
-    store = StoreReader(store_path(cfg))
+    store = Store(store_path(cfg), read_only=True)
     stand_in = Problem("0" * 16, "assumed", "math", "word " * 80, None, "0", "math", "{}", "train")
     if notebook == "1_build_data" and model_roles(cfg):
         from smoltraces.problems.selection import surplus

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Callback', 'count_tokens', 'max_tokens', 'Endpoint', 'split_thinking', 'read_completion', 'Failure', 'retry_after',
-           'read_error', 'call', 'AdaptiveConcurrency', 'RunStopped', 'RequestQueue', 'OutOfBudget', 'Totals',
-           'Progress', 'give_up', 'RequestSource', 'ask', 'Estimate', 'estimate']
+           'read_error', 'call', 'AdaptiveConcurrency', 'TokenBucket', 'OutOfBudget', 'Totals', 'show', 'RequestSource',
+           'ask', 'Estimate', 'estimate']
 
 # %% ../../nbs/traces/31_client.ipynb #5e6a4354
 import asyncio
@@ -34,14 +34,9 @@ from ..settings import InputError
 from .store import Request, Response, Store
 
 # %% ../../nbs/traces/31_client.ipynb #3ebc54a8
-def _text_of(message: dict) -> str:
-    content = message.get("content") or ""
-    return content if isinstance(content, str) else json.dumps(content)
-
-
 def count_tokens(messages: Iterable[dict]) -> int:
     "About how many tokens messages have, at four characters each"
-    return sum(len(_text_of(m)) // 4 + 4 for m in messages)
+    return sum(len(m["content"]) // 4 + 4 for m in messages)
 
 
 def max_tokens(request: Request) -> int | None:
@@ -58,20 +53,20 @@ class Endpoint:
     price_in: float = 0.0 # US dollars per million prompt tokens
     price_out: float = 0.0 # … and per million completion tokens
     in_flight: int = 64 # Requests at a time, at most
-    tokens_per_minute: int = 0 # 0: as many as the endpoint takes
+    tokens_per_minute: int = 0 # 0: without limit
     timeout: float = 600.0 # Seconds to wait for one answer
-    tries: int = 6 # Of a request that fails, and of one that is answered with nothing at most half as many
+    tries: int = 6 # Of a request that fails
     backoff: float = 0.5 # Seconds before the second try at most; it doubles with each
 
     @property
-    def host(self) -> str:
-        "Where it is, for messages: nothing of the URL that could be secret"
-        return urlsplit(self.url).netloc.rpartition("@")[2] or self.url
+    def host(self) -> str: return urlsplit(self.url).netloc.rpartition("@")[2] or self.url # without what is secret
+
+    @property
+    def is_local(self) -> bool: return urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
 
     def key(self) -> str: # Raises InputError where the environment lacks it
-        "The API key from the environment"
         if key := os.environ.get(self.key_name): return key
-        if not self.key_name or urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1"): return "none"
+        if not self.key_name or self.is_local: return "none"
         raise InputError(f"{self.model} needs an API key: set {self.key_name} in the environment.")
 
     def redact(self, text: str) -> str:
@@ -79,24 +74,15 @@ class Endpoint:
         if key := os.environ.get(self.key_name): text = text.replace(key, "…")
         return re.sub(r"\bg?sk-[\w*.-]+", "…", text)
 
-    def cost(self, prompt_tokens: int, completion_tokens: int) -> float:
-        "US dollars"
+    def cost(self, prompt_tokens: int, completion_tokens: int) -> float: # US dollars
         return (prompt_tokens * self.price_in + completion_tokens * self.price_out) / 1e6
 
     def max_cost(self, request: Request) -> float:
         "US dollars that one try can cost at most: a token has a byte at least, and max_tokens bounds the answer"
-        size = sum(len(_text_of(m).encode("utf-8", "replace")) + 32 for m in request.messages)
+        size = sum(len(m["content"].encode("utf-8", "replace")) + 32 for m in request.messages)
         return self.cost(size, max_tokens(request) or 0)
 
-    def check(self, request: Request, budget_usd: float = 0.0):
-        "Raise InputError for a request that is another model's, or whose cost has no bound though there is a budget"
-        if request.model != self.model:
-            raise InputError(f"A request for {request.model} came to the endpoint of {self.model}: ask the two "
-                             "separately.")
-        if budget_usd and self.price_out and not max_tokens(request):
-            raise InputError(f"A budget can only hold where answers are bounded: set max_tokens for {self.model}.")
-
-# %% ../../nbs/traces/31_client.ipynb #a1038b37
+# %% ../../nbs/traces/31_client.ipynb #012f4003
 def split_thinking(
     content: str,
 ) -> tuple[str, str, bool]: # The thinking, the rest, and whether the thinking was closed
@@ -107,7 +93,7 @@ def split_thinking(
     before, opening, thinking = content.partition("<think>")
     return thinking.strip(), before.strip(), not opening
 
-# %% ../../nbs/traces/31_client.ipynb #012f4003
+
 def _error_of(body) -> tuple[str, str]: # Code, message
     error = body.get("error", body) if isinstance(body, dict) else body
     if not isinstance(error, dict): error = {"message": error}
@@ -115,12 +101,13 @@ def _error_of(body) -> tuple[str, str]: # Code, message
     return f"{error.get('code')} {error.get('type')}", " ".join(str(text).split())[:200]
 
 
-def _parts(message: dict) -> tuple[str, str, bool]:
-    "Thinking, content, and whether the thinking was closed"
-    thinking, content = message.get("reasoning_content") or message.get("reasoning") or "", message.get("content") or ""
-    if isinstance(content, list): content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
-    if thinking: return thinking.strip(), content.replace("</think>", "").strip(), True
-    return split_thinking(content)
+def _status(message: dict, finish: str | None, thinking: str, content: str, is_closed: bool) -> tuple[str, str]:
+    if message.get("refusal"): return "refused", " ".join(str(message["refusal"]).split())[:200]
+    if finish == "content_filter": return "filtered", "stopped by the content filter"
+    if finish == "length": return "truncated", "reached max_tokens"
+    if not is_closed: return "truncated", "the thinking was never closed"
+    if not content: return "empty", "no answer after the thinking" if thinking else "no answer"
+    return "ok", ""
 
 
 def read_completion(
@@ -130,27 +117,23 @@ def read_completion(
     price_out: float = 0.0,
 ) -> Response: # Raises ValueError for what is no completion
     "What an endpoint answered"
-    try: choice, message = body["choices"][0], body["choices"][0]["message"]
+    try: message, finish = body["choices"][0]["message"], body["choices"][0].get("finish_reason")
     except (KeyError, IndexError, TypeError):
         raise ValueError(_error_of(body)[1] or "an answer without choices") from None
     if not isinstance(message, dict): raise ValueError("an answer without a message")
-    finish, refusal = choice.get("finish_reason"), message.get("refusal")
     if finish in ("error", "insufficient_system_resource"): raise ValueError(f"an answer broken off ({finish})")
-    thinking, content, closed = _parts(message)
-    if refusal: status, detail = "refused", " ".join(str(refusal).split())[:200]
-    elif finish == "content_filter": status, detail = "filtered", "stopped by the content filter"
-    elif finish == "length": status, detail = "truncated", "reached max_tokens"
-    elif not closed: status, detail = "truncated", "the thinking was never closed"
-    elif not content: status, detail = "empty", "no answer after the thinking" if thinking else "no answer"
-    else: status, detail = "ok", ""
+    thinking = message.get("reasoning_content") or message.get("reasoning") or ""
+    content = message.get("content") or ""
+    if isinstance(content, list): content = "".join(part.get("text", "") for part in content if isinstance(part, dict))
+    parts = (thinking.strip(), content.replace("</think>", "").strip(), True) if thinking else split_thinking(content)
+    (thinking, content, _), (status, detail) = parts, _status(message, finish, *parts)
     usage = body.get("usage") or {}
-    prompt_tokens, completion_tokens = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if prompt_tokens is None or completion_tokens is None:
-        prompt_tokens, completion_tokens = count_tokens(request.messages), (len(thinking) + len(content)) // 4
+    n_prompt, n_completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if n_prompt is None or n_completion is None:
+        n_prompt, n_completion = count_tokens(request.messages), (len(thinking) + len(content)) // 4
         detail = "; ".join(filter(None, [detail, "tokens and cost estimated: the endpoint sent no usage"]))
-    cost = (prompt_tokens * price_in + completion_tokens * price_out) / 1e6
-    return Response(request.key, request.model, status, thinking, content, finish, prompt_tokens, completion_tokens,
-                    cost, detail)
+    cost = (n_prompt * price_in + n_completion * price_out) / 1e6
+    return Response(request.key, request.model, status, thinking, content, finish, n_prompt, n_completion, cost, detail)
 
 # %% ../../nbs/traces/31_client.ipynb #bfb1011f
 class Failure(NamedTuple):
@@ -160,37 +143,29 @@ class Failure(NamedTuple):
     retry_after: float = 0.0 # Seconds that the endpoint asks for
 
 
-def retry_after(
-    headers, # Of a response, with `get`
-) -> float: # 0 where they do not say
+def retry_after(headers) -> float: # 0 where they do not say
     "Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds or a date)"
     milliseconds, after = headers.get("retry-after-ms"), headers.get("retry-after") or ""
-    try: return max(0.0, float(milliseconds) / 1000 if milliseconds else float(after))
-    except ValueError: pass
-    try: return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
-    except ValueError: return 0.0
+    with suppress(ValueError): return max(0.0, float(milliseconds) / 1000 if milliseconds else float(after))
+    with suppress(ValueError): return max(0.0, email.utils.parsedate_to_datetime(after).timestamp() - time.time())
+    return 0.0
 
 
 def _reason_to_stop(endpoint: Endpoint, status: int, code: str, wait: float) -> str | None:
     "What somebody has to mend before any request can be answered"
-    host, key, kept = endpoint.host, endpoint.key_name, "every answer so far is kept."
+    host, key = endpoint.host, endpoint.key_name
     if status in (401, 403):
         if not key: return f"{host} asks for a key: name the environment variable that holds it."
         return f"{host} does not accept the key in {key}: set it to a key that may use {endpoint.model}."
     if status == 404 or "model_not_found" in code:
         return f"{host} does not know the model {endpoint.model}: mend the model's name or the URL."
     if status == 402 or re.search("insufficient_(quota|balance)|billing", code):
-        return f"The account behind {key or host} has no balance left: add to it and run again; {kept}"
-    if wait > 3600: return f"{host} asks to wait {wait / 3600:.1f} hours: run again then; {kept}"
+        return f"The account behind {key or host} has no balance left: add to it and run again; every answer is kept."
+    if wait > 3600: return f"{host} asks to wait {wait / 3600:.1f} hours: run again then; every answer is kept."
     return None
 
 
-def read_error(
-    endpoint: Endpoint,
-    status: int, # Of the HTTP response
-    body, # Its JSON or text
-    headers=None,
-) -> Failure:
+def read_error(endpoint: Endpoint, status: int, body, headers=None) -> Failure: # Of an HTTP response
     "What an endpoint's refusal means; the reason names the variable of the key, and nothing of the key"
     code, message = map(endpoint.redact, _error_of(body))
     wait = retry_after(headers or {})
@@ -205,28 +180,23 @@ def read_error(
 _NO_CONNECTION = "cannot be reached"
 
 
-async def call(
-    endpoint: Endpoint,
-    client, # openai.AsyncOpenAI without retries of its own
-    request: Request,
-) -> Response | Failure:
-    "Send a request once"
+async def call(endpoint: Endpoint, client, request: Request) -> Response | Failure:
+    "Send a request once through an openai.AsyncOpenAI without retries of its own"
     import aiohttp
     import openai
-    sent = {"model": request.model, "messages": request.messages, **request.sampling}
-    body = None
+    prompt, body = {"model": request.model, "messages": request.messages, **request.sampling}, None
     try:
         async with asyncio.timeout(endpoint.timeout): # whole: a server may keep a connection awake with blanks
             # not chat.completions.create, which spends half of the time on checking types
-            body = json.loads(await client.post("/chat/completions", body=sent, cast_to=bytes))
+            body = json.loads(await client.post("/chat/completions", body=prompt, cast_to=bytes))
         return read_completion(request, body, endpoint.price_in, endpoint.price_out)
     except TimeoutError: return Failure("timeout", f"no answer within {endpoint.timeout:g} s")
     except openai.APIStatusError as e:
         return read_error(endpoint, e.status_code, e.response.text if e.body is None else e.body, e.response.headers)
     except (openai.APIConnectionError, aiohttp.ClientError, OSError) as e:
         while e.__cause__: e = e.__cause__
-        refused = isinstance(e, (aiohttp.ClientConnectorError, ConnectionRefusedError))
-        return Failure("retry", _NO_CONNECTION if refused else f"the connection broke ({type(e).__name__})")
+        is_refused = isinstance(e, (aiohttp.ClientConnectorError, ConnectionRefusedError))
+        return Failure("retry", _NO_CONNECTION if is_refused else f"the connection broke ({type(e).__name__})")
     except json.JSONDecodeError: return Failure("retry", "an answer that is not whole JSON")
     except ValueError as e: # JSON that is no completion; an error may hide in a success
         code = _error_of(body)[0].split()[0]
@@ -241,66 +211,26 @@ class AdaptiveConcurrency:
         self.max, self.limit, self._ceiling, self._cut = max, float(max), float(max), time.monotonic()
 
     def success(self):
-        near = self.limit >= 0.9 * self._ceiling # where the last cut was
-        self.limit = min(self.max, self.limit + (0.02 if near else 0.1))
+        is_near = self.limit >= 0.9 * self._ceiling # where the last cut was
+        self.limit = min(self.max, self.limit + (0.02 if is_near else 0.1))
 
-    def rate_limited(
-        self,
-        started: float, # When the request was sent, as `time.monotonic` has it
-        in_flight: int,
-    ):
+    def rate_limited(self, started: float, in_flight: int): # When the request was sent, as `time.monotonic` has it
         if started < self._cut: return
         self._cut, self._ceiling = time.monotonic(), min(self.limit, in_flight)
         self.limit = max(1.0, 0.7 * self._ceiling)
 
-# %% ../../nbs/traces/31_client.ipynb #71e9179b
-class RunStopped(Exception):
-    "The run is stopping: nothing more is sent"
 
+class TokenBucket:
+    "Fills steadily with the tokens that an endpoint counts by the minute, and holds three seconds' worth"
 
-class RequestQueue:
-    "Lets requests in as the limit, the token rate and the endpoint's pauses allow"
+    def __init__(self, per_minute: int): # 0: without limit
+        self.rate, self.level, self._time = per_minute / 60, per_minute / 20, time.monotonic()
 
-    def __init__(self, concurrency: AdaptiveConcurrency, tokens_per_minute: int = 0):
-        self.concurrency, self.in_flight, self.paused_until = concurrency, 0, 0.0
-        self.token_rate, self.tokens, self._filled = tokens_per_minute / 60, tokens_per_minute / 20, time.monotonic()
-        self._turn, self._changed, self._closed = asyncio.Lock(), asyncio.Event(), False
-
-    def _delay(self) -> float | None: # Seconds; None where a request in flight has to end first
+    def take(self, n: int) -> float: # Seconds to wait until they are there
         now = time.monotonic()
-        if self.token_rate:
-            self.tokens = min(self.tokens + (now - self._filled) * self.token_rate, self.token_rate * 3)
-            self._filled = now
-            if self.tokens <= 0: return max(self.paused_until - now, 0.01 - self.tokens / self.token_rate)
-        if now < self.paused_until: return self.paused_until - now
-        return 0.0 if self.in_flight < max(1, int(self.concurrency.limit)) else None
-
-    async def enter(self, tokens: int) -> float: # The time it was let in, for `rate_limited`; raises RunStopped
-        "Wait for a place"
-        async with self._turn: # the others wait in a line
-            while not self._closed and (delay := self._delay()) != 0:
-                self._changed.clear()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(delay): await self._changed.wait()
-            if self._closed: raise RunStopped
-            self.in_flight += 1
-            self.tokens -= tokens
-            return time.monotonic()
-
-    def leave(self, unused_tokens: int = 0):
-        "Give the place back, and the tokens that were not used (below 0: those used beyond the estimate)"
-        self.in_flight -= 1
-        self.tokens += unused_tokens
-        self._changed.set()
-
-    def rate_limited(self, started: float, wait: float):
-        self.paused_until = max(self.paused_until, time.monotonic() + wait)
-        self.concurrency.rate_limited(started, self.in_flight)
-
-    def close(self):
-        "Send everybody who waits away"
-        self._closed = True
-        self._changed.set()
+        self.level = min(self.level + (now - self._time) * self.rate, 3 * self.rate) - n
+        self._time = now
+        return max(0.0, -self.level / self.rate) if self.rate else 0.0
 
 # %% ../../nbs/traces/31_client.ipynb #ecb6a8f9
 class OutOfBudget(InputError):
@@ -309,7 +239,7 @@ class OutOfBudget(InputError):
 
 @dataclass
 class Totals:
-    "What a run did"
+    "What a run did, and is doing"
     model: str
     stored: int = 0 # Answers that the store had, or got from another run
     statuses: Counter = field(default_factory=Counter) # Of what this run asked
@@ -318,7 +248,8 @@ class Totals:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float = 0.0
-    seconds: float = 0.0
+    in_flight: int = field(default=0, repr=False)
+    limit: float = field(default=0.0, repr=False) # Of requests in flight, at present
 
     @property
     def done(self) -> int: return self.stored + self.statuses.total()
@@ -327,118 +258,14 @@ class Totals:
     def failed(self) -> int: return self.statuses["failed"] + self.statuses["rejected"]
 
     def add(self, response: Response):
-        "Count the tokens and the cost of an answer"
         self.prompt_tokens += response.prompt_tokens or 0
         self.completion_tokens += response.completion_tokens or 0
         self.cost_usd += response.cost_usd
 
 
-class Progress(NamedTuple):
-    "How a run is doing"
-    seconds: float
-    done: int
-    failed: int # Or rejected
-    in_flight: int
-    limit: float # Of requests in flight, at present
-    cost_usd: float # Of this run
-    pause: float # Seconds that the endpoint asked to wait for, from now
-
-# %% ../../nbs/traces/31_client.ipynb #6a835bda
-def give_up(
-    failure: Failure,
-    failures: Counter, # Of this request so far, by kind
-    tries: int, # Allowed; a timeout counts twice, and a rate limit is not the request's fault
-) -> tuple[str, str] | None: # None where it is worth another try
-    "Status and detail to record where another try is in vain"
-    kind, reason = failure.kind, failure.reason
-    if kind in ("rejected", "filtered"): return kind, reason
-    if kind == "rate limit": return ("failed", f"{reason} ({failures[kind]} times)") if failures[kind] >= 30 else None
-    count = failures["retry"] + 2 * failures["timeout"]
-    return ("failed", f"{reason} ({failures.total()} tries)") if count >= tries else None
-
-# %% ../../nbs/traces/31_client.ipynb #1fdf963f
-class _Asker:
-    "Asks requests that are claimed, each until it is answered"
-
-    def __init__(self, source: "RequestSource"):
-        self.endpoint, self.store, self.totals, self.budget_usd = (
-            source.endpoint, source.store, source.totals, source.budget_usd)
-        self.queue = RequestQueue(AdaptiveConcurrency(self.endpoint.in_flight), self.endpoint.tokens_per_minute)
-        self.client, self.error, self.stopped, self.unanswered_in_a_row = None, None, asyncio.Event(), 0
-        self.claims: dict[str, Request] = {} # by key
-
-    def stop(self, error: BaseException):
-        "Send nothing more; what is in flight is waited for"
-        self.error = self.error or error
-        self.queue.close()
-        self.stopped.set()
-
-    async def answer(self, request: Request) -> Response:
-        "Try until there is an answer, or a reason why there is none"
-        failures, answer = Counter(), None
-        while True:
-            outcome = await self._try(request, answer)
-            if isinstance(outcome, Response):
-                answer = outcome
-                if answer.status != "empty" or 2 * failures["empty"] + 2 >= self.endpoint.tries or self.error: break
-                claim = self.store.claim([request], [self.endpoint.max_cost(request)], self.budget_usd, again=True)
-                if await asyncio.wrap_future(claim) != ["mine"]: break
-                self.claims[request.key] = request
-                failures["empty"] += 1
-            else:
-                failures[outcome.kind] += 1
-                if end := give_up(outcome, failures, self.endpoint.tries):
-                    failed = Response(request.key, request.model, end[0], detail=end[1])
-                    answer = answer or await self._put(request, failed)
-                    break
-                await self._back_off(failures.total(), outcome)
-        self._count(answer)
-        return answer
-
-    async def _back_off(self, tries: int, failure: Failure):
-        "Where a rate is limited, the queue waits for what Retry-After says"
-        wait = 0.0 if failure.kind == "rate limit" else failure.retry_after
-        with suppress(TimeoutError):
-            async with asyncio.timeout(wait + random.uniform(0, min(60.0, self.endpoint.backoff * 2 ** (tries - 1)))):
-                await self.stopped.wait()
-
-    async def _try(self, request: Request, paid: Response | None) -> Response | Failure:
-        "One call; its answer is durable before its place goes to another, and carries the cost of an empty one before"
-        answers = self.totals.statuses.total() - self.totals.failed
-        length = self.totals.completion_tokens // answers if answers else (max_tokens(request) or 1000) // 4
-        expected, used = count_tokens(request.messages) + length, 0
-        started = await self.queue.enter(expected)
-        try:
-            self.totals.tries += 1
-            outcome = await call(self.endpoint, self.client, request)
-            if isinstance(outcome, Response):
-                used = outcome.prompt_tokens + outcome.completion_tokens
-                self.queue.concurrency.success()
-                self.totals.add(outcome)
-                if paid: outcome = replace(outcome, **{name: getattr(paid, name) + getattr(outcome, name) for name in (
-                    "prompt_tokens", "completion_tokens", "cost_usd")})
-                return await self._put(request, outcome)
-            if outcome.kind == "rate limit": self.queue.rate_limited(started, outcome.retry_after)
-            if outcome.kind == "stop":
-                self.stop(InputError(outcome.reason))
-                raise RunStopped
-            return outcome
-        finally: self.queue.leave(expected - used)
-
-    async def _put(self, request: Request, response: Response) -> Response:
-        await asyncio.wrap_future(self.store.put([response], [request], wait=False))
-        self.claims.pop(request.key, None)
-        return response
-
-    def _count(self, response: Response):
-        "A run that gets no answers any more stops"
-        self.totals.statuses[response.status] += 1
-        self.unanswered_in_a_row = n = 0 if response.final else self.unanswered_in_a_row + 1
-        limit = 200 if self.totals.statuses.total() > n else 1 if _NO_CONNECTION in response.detail else 25
-        if n < limit: return
-        count = f"{n} requests in a row" if n > 1 else "a request"
-        self.stop(InputError(f"{self.endpoint.host} did not answer {count} ({response.detail}): mend that and run "
-                             "again; every answer so far is kept."))
+def show(bar, totals: Totals): # A tqdm bar
+    bar.set_postfix_str(f"${totals.cost_usd:.2f}, {totals.in_flight} under way, {totals.failed} failed", refresh=False)
+    bar.update(totals.done - bar.n)
 
 # %% ../../nbs/traces/31_client.ipynb #2f4621ca
 Callback = Callable[[Request, Response], "Request | None | Awaitable[Request | None]"]
@@ -450,19 +277,21 @@ class RequestSource:
     def __init__(self, endpoint: Endpoint, requests: Iterable[Request], store: Store, budget_usd: float):
         self.endpoint, self.store, self.budget_usd, self.totals = endpoint, store, budget_usd, Totals(endpoint.model)
         self.more, self.waiting = deque(), deque() # what follows from answers, or is asked again; what is not claimed
-        self.over_budget, self._source, self._drained, self._retry_at = False, iter(requests), False, 0.0
+        self.over_budget, self._source, self._drained = False, iter(requests), False
 
     @property
     def unfinished(self) -> bool: return bool(self.more or self.waiting or not self._drained)
 
     def next(self, n: int) -> tuple[list[Request], list[tuple[Request, Response]]]: # New ones; those that are stored
-        "Up to n requests: what follows from answers first, then what could not be claimed before, then new ones"
-        requests, again = [], self.more or (self.waiting if time.monotonic() >= self._retry_at else [])
-        if again: requests = [again.popleft() for _ in range(min(n, len(again)))]
-        elif not self._drained and not self.over_budget and len(self.waiting) < 1000:
+        "Up to n requests: what follows from answers, else new ones, else what could not be claimed before"
+        if not self.more and not self._drained and not self.over_budget and len(self.waiting) < 1000:
             requests = list(islice(self._source, n))
             self._drained = len(requests) < n
-        for r in requests: self.endpoint.check(r, self.budget_usd)
+        else:
+            line = self.more or self.waiting
+            requests = [line.popleft() for _ in range(min(n, len(line)))]
+        if self.budget_usd and self.endpoint.price_out and not all(map(max_tokens, requests)):
+            raise InputError(f"A budget only holds where answers are bounded: set max_tokens for {self.totals.model}.")
         responses = {k: r for k, r in self.store.get_many(r.key for r in requests).items() if r.final}
         stored = [(r, responses[r.key]) for r in requests if r.key in responses]
         self.totals.stored += len(stored)
@@ -471,9 +300,9 @@ class RequestSource:
     def claim(self, requests: list[Request], owner: str | None = None, discount: float = 1.0) -> list[Request]:
         "Those that are this run's to ask; the others wait, or are left to the batch that has them"
         costs = [self.endpoint.max_cost(r) * discount for r in requests]
-        statuses = self.store.claim(requests, costs, self.budget_usd, owner).result()
+        statuses = self.store.claim(requests, costs, self.budget_usd, owner)
         pairs = list(zip(requests, statuses, strict=True))
-        self.over_budget, self._retry_at = "over" in statuses, time.monotonic() + 0.25
+        self.over_budget = "over" in statuses
         self.totals.pending += statuses.count("pending")
         self.waiting.extend(r for r, status in pairs if status not in ("mine", "pending"))
         return [r for r, status in pairs if status == "mine"]
@@ -485,146 +314,173 @@ class RequestSource:
         raise OutOfBudget(f"The answers in {short_path(self.store.path)} cost ${spent:.4f}, and the next could exceed "
                           f"the budget of ${self.budget_usd:g}: raise budget_usd and run again; every answer is kept.")
 
-# %% ../../nbs/traces/31_client.ipynb #d22ecc83
-class _Tasks:
-    "The requests of a run that are under way"
+# %% ../../nbs/traces/31_client.ipynb #1fdf963f
+class _Asker:
+    "Asks requests that are claimed, each until it is answered"
 
-    def __init__(self, source: RequestSource, then: Callback | None):
-        import uvloop
-        self.source, self.endpoint, self.store, self.then, self.asker = (
-            source, source.endpoint, source.store, then, _Asker(source))
-        self.ahead, self.secret = max(1, min(64, self.endpoint.in_flight // 4)), self.endpoint.key()
-        self.tasks, self.changed, self.callbacks = set(), asyncio.Event(), ThreadPoolExecutor(1)
-        self.loop, self.done, self.began = uvloop.new_event_loop(), threading.Event(), time.monotonic()
+    def __init__(self, source: RequestSource):
+        self.source, self.endpoint, self.store, self.totals = source, source.endpoint, source.store, source.totals
+        self.concurrency = AdaptiveConcurrency(self.endpoint.in_flight)
+        self.bucket, self.paused_until = TokenBucket(self.endpoint.tokens_per_minute), 0.0
+        self.claims, self.unanswered_in_a_row, self.error = {}, 0, None # by key; …; why the run stops
 
-    async def _ask(self, request: Request): await self._deliver(request, await self.asker.answer(request))
+    async def _sleep(self, seconds: float):
+        until = time.monotonic() + seconds
+        while not self.error and (rest := until - time.monotonic()) > 0: await asyncio.sleep(min(rest, 0.2))
 
-    async def _deliver(self, request: Request, response: Response):
-        if not self.then: return
-        if inspect.iscoroutinefunction(self.then): more = await self.then(request, response)
-        else: more = await self.loop.run_in_executor(self.callbacks, self.then, request, response)
-        if more: self.source.more.append(more)
+    async def answer(self, request: Request) -> Response | None: # None where the run stops before
+        failures = Counter()
+        while isinstance(outcome := await self._try(request), Failure):
+            failures[outcome.kind] += 1
+            is_hopeless = outcome.kind in ("rejected", "filtered")
+            if (is_hopeless or failures["rate limit"] >= 30 # these are not the request's fault; a timeout counts twice
+                    or failures["retry"] + 2 * failures["timeout"] >= self.endpoint.tries):
+                status, detail = outcome.kind if is_hopeless else "failed", f"{outcome.reason} (try {failures.total()})"
+                outcome = await self._save(request, Response(request.key, request.model, status, detail=detail))
+                break
+            wait = 0.0 if outcome.kind == "rate limit" else outcome.retry_after # a rate limit is for all to wait
+            most = min(60.0, self.endpoint.backoff * 2 ** (failures.total() - 1))
+            await self._sleep(wait + random.uniform(0, most))
+        if outcome: self._count(outcome)
+        return outcome
 
-    def _spawn(self, work):
-        task = self.loop.create_task(work)
-        self.tasks.add(task)
-        task.add_done_callback(self._ended)
+    async def _try(self, request: Request) -> Response | Failure | None:
+        await self._sleep(self.bucket.take(count_tokens(request.messages)))
+        while not self.error and (time.monotonic() < self.paused_until
+                                  or self.totals.in_flight >= int(self.concurrency.limit)):
+            await asyncio.sleep(random.uniform(0, 0.05))
+        if self.error: return None
+        self.totals.in_flight += 1
+        try: return await self._call(request)
+        finally: self.totals.in_flight -= 1
 
-    def _ended(self, task):
-        self.tasks.discard(task)
-        self.changed.set()
-        if not task.cancelled() and (error := task.exception()) and not isinstance(error, RunStopped): self._stop(error)
+    async def _call(self, request: Request) -> Response | Failure:
+        started, self.totals.tries = time.monotonic(), self.totals.tries + 1
+        outcome = await call(self.endpoint, self.client, request)
+        if isinstance(outcome, Response):
+            self.bucket.level -= outcome.completion_tokens
+            self.concurrency.success()
+            self.totals.add(outcome)
+            return await self._save(request, outcome)
+        if outcome.kind == "stop": self.error = self.error or InputError(outcome.reason)
+        if outcome.kind == "rate limit":
+            self.paused_until = max(self.paused_until, time.monotonic() + outcome.retry_after)
+            self.concurrency.rate_limited(started, self.totals.in_flight)
+        return outcome
 
-    def _stop(self, error: BaseException):
-        self.asker.stop(error)
-        self.changed.set()
+    async def _save(self, request: Request, response: Response) -> Response:
+        while True: # until it is durable
+            try: await asyncio.to_thread(self.store.put, [response], [request])
+            except InputError as e: # a full disk, say: what was paid for waits until it can be written
+                if not self.error: print(f"{e} Answers wait to be written.", file=sys.stderr)
+                self.error = self.error or e
+                await asyncio.sleep(1)
+            else: break
+        self.claims.pop(request.key, None)
+        return response
 
-    def stop(self, error: BaseException, at_once: bool = False):
-        "From another thread: send nothing more; or wait for nothing"
-        with suppress(AttributeError, RuntimeError): # not begun yet, or over
-            self.loop.call_soon_threadsafe(self.main.cancel if at_once else lambda: self._stop(error))
-
-    def progress(self) -> Progress:
-        totals, queue, now = self.source.totals, self.asker.queue, time.monotonic()
-        return Progress(now - self.began, totals.done, totals.failed, queue.in_flight, queue.concurrency.limit,
-                        totals.cost_usd, max(0.0, queue.paused_until - now))
+    def _count(self, response: Response):
+        "A run that gets no answers any more stops"
+        self.totals.statuses[response.status] += 1
+        self.unanswered_in_a_row = n = 0 if response.final else self.unanswered_in_a_row + 1
+        if n < (200 if self.totals.statuses.total() > n else 1 if _NO_CONNECTION in response.detail else 25): return
+        self.error = self.error or InputError(
+            f"{self.endpoint.host} does not answer ({response.detail}; requests in a row: {n}): mend that and run "
+            "again; every answer so far is kept.")
 
 # %% ../../nbs/traces/31_client.ipynb #a74dc398
-class _Run(_Tasks):
+class _Run(_Asker):
     "One call of `ask`"
+
+    def __init__(self, source: RequestSource, then: Callback | None):
+        super().__init__(source)
+        self.then, self.secret = then, self.endpoint.key()
+        self.ready, self.busy, self.turn = deque(), 0, asyncio.Lock()
+        self.callbacks, self.done = ThreadPoolExecutor(1), threading.Event()
 
     def work(self):
         "The whole of it, for a thread of its own"
-        try:
-            with asyncio.Runner(loop_factory=lambda: self.loop) as runner: runner.run(self._main())
-        except BaseException as e: self.asker.error = self.asker.error or e
+        try: asyncio.run(self._main())
+        except BaseException as e: self.error = self.error or e
         finally:
-            self.source.totals.seconds = time.monotonic() - self.began
             self.callbacks.shutdown(wait=False)
             self.done.set()
 
+    def cancel(self):
+        "From another thread: wait for nothing"
+        with suppress(AttributeError, RuntimeError): self.loop.call_soon_threadsafe(self.main.cancel)
+
     async def _main(self):
         import openai
-        self.main, timeout = asyncio.current_task(), self.endpoint.timeout
+        self.loop, self.main, timeout = asyncio.get_running_loop(), asyncio.current_task(), self.endpoint.timeout
         try:
             async with openai.AsyncOpenAI(base_url=self.endpoint.url, api_key=self.secret, max_retries=0,
                                           timeout=openai.Timeout(timeout, connect=min(30.0, timeout)),
-                                          http_client=openai.DefaultAioHttpClient()) as self.asker.client:
-                try: await self._feed()
-                except Exception as e: self.asker.stop(e)
-                while self.tasks: await asyncio.wait(self.tasks)
-        finally:
-            if claims := self.asker.claims.values(): await asyncio.wrap_future(self.store.release(claims))
+                                          http_client=openai.DefaultAioHttpClient()) as self.client:
+                await asyncio.gather(*(self._worker() for _ in range(self.endpoint.in_flight)))
+        finally: await asyncio.to_thread(self.store.release, list(self.claims.values()))
 
-    async def _feed(self):
-        while not self.asker.error:
-            self.changed.clear()
-            idle, room = not self.tasks, self.endpoint.in_flight + self.ahead - len(self.tasks)
-            new, claimed, stored = [], [], []
-            if room >= self.ahead: new, claimed, stored = await asyncio.to_thread(self._claim, room)
-            for pair in stored if self.then else (): self._spawn(self._deliver(*pair))
-            for r in claimed: self._spawn(self._ask(r))
-            if claimed or stored: continue
-            if not (self.tasks or self.source.unfinished): return
-            if idle and new: self.source.check_budget()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.25 if self.source.waiting else None): await self.changed.wait()
+    async def _worker(self):
+        try:
+            while work := await self._next():
+                request, response = work
+                response = response or await self.answer(request)
+                if response and self.then:
+                    more = await self.loop.run_in_executor(self.callbacks, self.then, request, response)
+                    if inspect.isawaitable(more): more = await more
+                    if more: self.source.more.append(more)
+                self.busy -= 1
+        except Exception as e: self.error = self.error or e
 
-    def _claim(self, n: int):
-        new, stored = self.source.next(n)
-        if new: self._reserve_disk(new)
-        claimed = self.source.claim(new) if new else []
-        self.asker.claims.update((r.key, r) for r in claimed)
-        return new, claimed, stored
+    async def _next(self) -> tuple[Request, Response | None] | None: # None at the end
+        async with self.turn:
+            while not self.error:
+                if self.ready:
+                    self.busy += 1
+                    return self.ready.popleft()
+                if await asyncio.to_thread(self._fill): continue
+                if not self.busy and not self.source.unfinished: return None
+                if not self.busy: self.source.check_budget()
+                await asyncio.sleep(0.05)
 
-    def _reserve_disk(self, requests: list[Request]):
-        "Room for all that will be in flight: once in the log that SQLite writes first, once in its file"
-        longest = max(5 * (max_tokens(r) or 16000) for r in requests) # bytes
-        size = (self.endpoint.in_flight + self.ahead) * longest * 2 + (1 << 20)
-        if self.store.reserve_disk(size): return
-        raise InputError(f"The disk has no room for the answers in flight ({size / 1e6:.0f} MB beside "
-                         f"{short_path(self.store.path)}): free some and run again; every answer so far is kept.")
-
+    def _fill(self) -> bool:
+        new, stored = self.source.next(max(1, self.endpoint.in_flight // 4))
+        claims = self.source.claim(new) if new else []
+        self.claims.update((r.key, r) for r in claims)
+        self.ready.extend([*((r, None) for r in claims), *(stored if self.then else ())])
+        return bool(claims or stored)
 
 # %% ../../nbs/traces/31_client.ipynb #9444bfd6
-def _show(bar, p: Progress):
-    text = f"${p.cost_usd:.2f}, {p.in_flight} in flight, {p.failed} failed"
-    if p.pause > 1: text += f", asked to wait {p.pause:.0f} s"
-    bar.set_postfix_str(text, refresh=False)
-    bar.update(p.done - bar.n)
-
-
 def ask(
     endpoint: Endpoint,
     requests: Iterable[Request], # Consumed as they are needed: a generator may make millions
     store: Store,
     then: Callback | None = None, # Told of each request and its response; returns a Request to ask too, or None
     budget_usd: float = 0.0, # That all answers in the store may cost; 0: no limit
-    progress: bool | Callable[[Progress], None] = True, # A bar, nothing, or who to tell a few times a second
+    progress: bool | Callable[[Totals], None] = True, # A bar, nothing, or who to tell a few times a second
     total: int | None = None, # How many there will be, for the bar, where `requests` does not tell
 ) -> Totals: # Raises InputError for what stops the run, OutOfBudget where that is the budget
     "Ask every request that the store has no answer to; an interrupt waits for what is in flight, a second does not"
     from tqdm.auto import tqdm
-    run, interrupts = _Run(RequestSource(endpoint, requests, store, budget_usd), then), 0
+    run = _Run(RequestSource(endpoint, requests, store, budget_usd), then)
     threading.Thread(target=run.work, name="ask", daemon=True).start()
     with tqdm(total=total or length_hint(requests, 0) or None, desc=endpoint.model, unit=" answers", smoothing=0.05,
               disable=progress is not True, delay=1) as bar:
-        show = progress if callable(progress) else partial(_show, bar)
+        tell = progress if callable(progress) else partial(show, bar)
         while not run.done.is_set():
             try:
-                while not run.done.wait(0.2): show(run.progress())
+                while not run.done.wait(0.2):
+                    run.totals.limit = run.concurrency.limit
+                    tell(run.totals)
             except KeyboardInterrupt:
-                interrupts += 1
-                if interrupts == 1:
-                    print(f"Stopping: {run.asker.queue.in_flight} answers are in flight and paid for; interrupt again "
-                          "not to wait for them.", file=sys.stderr)
-                run.stop(KeyboardInterrupt("Every answer is kept: run again to go on."), at_once=interrupts > 1)
-            except Exception as e: # of the callback
-                run.stop(e)
-                run.done.wait()
-        if not run.asker.error: show(run.progress())
-    if run.asker.error: raise run.asker.error
-    return run.source.totals
+                if run.error: run.cancel()
+                else: print(f"Stopping: {run.totals.in_flight} answers are in flight and paid for; interrupt again not "
+                            "to wait for them.", file=sys.stderr)
+                run.error = run.error or KeyboardInterrupt("Every answer is kept: run again to go on.")
+            except Exception as e: run.error = run.error or e # of the caller's own `progress`
+        if not run.error: tell(run.totals)
+    if run.error: raise run.error
+    return run.totals
 
 # %% ../../nbs/traces/31_client.ipynb #0e07bf19
 class Estimate(NamedTuple):
@@ -634,12 +490,6 @@ class Estimate(NamedTuple):
     prompt_tokens: int
     completion_tokens: int
     usd: float
-    hours: float
-    basis: str # Where the length of an answer comes from
-
-    def __str__(self):
-        return (f"{self.requests:,} requests to {self.model}: about {self.prompt_tokens:,} prompt and "
-                f"{self.completion_tokens:,} completion tokens ({self.basis}), ${self.usd:,.2f}, {self.hours:.1f} h")
 
 
 def estimate(
@@ -648,16 +498,10 @@ def estimate(
     n: int, # How many requests there will be
     completion_tokens: int = 4000, # Of one answer, where the store has none of this model
     store: Store | None = None,
-    speed: float = 40.0, # Completion tokens a second of one answer
 ) -> Estimate:
-    "Tokens, dollars and hours that a run will take, from a sample of its prompts"
+    "Tokens and dollars that a run will take, from a sample of its prompts"
     sizes = [count_tokens(r.messages) for r in prompts]
-    basis = f"{completion_tokens:,} an answer, assumed"
     if spent := store.spent().get(endpoint.model) if store else None:
         completion_tokens = round(spent.completion_tokens / spent.requests)
-        basis = f"{completion_tokens:,} an answer, the mean of {spent.requests:,} stored"
-    prompt_tokens, completion = round(sum(sizes) / max(1, len(sizes)) * n), completion_tokens * n
-    hours = completion_tokens / speed * n / endpoint.in_flight / 3600
-    if endpoint.tokens_per_minute: hours = max(hours, (prompt_tokens + completion) / endpoint.tokens_per_minute / 60)
-    cost = endpoint.cost(prompt_tokens, completion)
-    return Estimate(endpoint.model, n, prompt_tokens, completion, cost, hours, basis)
+    tokens = round(sum(sizes) / max(1, len(sizes)) * n), completion_tokens * n
+    return Estimate(endpoint.model, n, *tokens, endpoint.cost(*tokens))

@@ -15,7 +15,7 @@ from smoltraces.running.execute import hardware
 from smoltraces.running.stages import plan
 from smoltraces.settings import load_settings
 from smoltraces.students.memory import SHAPES, cards
-from smoltraces.traces.store import Request, Response, Store, StoreReader
+from smoltraces.traces.store import Request, Response, Store
 from smoltraces.traces.teachers import store_path
 
 SMOL = "embedded/smollm2-135m-instruct"
@@ -211,7 +211,7 @@ def test_a_missing_price_is_said(clone):
 
 
 def test_a_store_that_is_not_there_is_empty(clone):
-    answers = StoreReader(clone / "none.sqlite")
+    answers = Store(clone / "none.sqlite", read_only=True)
     assert answers.spent() == {} and answers.get_many(["a"]) == {}
     assert not (clone / "none.sqlite").exists()
 

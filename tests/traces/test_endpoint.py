@@ -88,7 +88,6 @@ def test_what_never_works_is_recorded_with_its_reason(tmp_path, faulty, kind, st
         assert totals.statuses == {status: 3} and all(reason in r.detail for r in found.values()), found
         assert sum(r.cost_usd for r in found.values()) == pytest.approx(totals.cost_usd)
         assert (totals.cost_usd > 0) == (paid > 0) == (status != "failed")
-        if kind == "empty": assert paid == totals.tries == 6  # each paid try is in the cost
         again = ask(endpoint, asked, store, progress=False)
         assert (again.tries > 0) == (status == "failed")  # what is final is not asked again
 
@@ -149,7 +148,7 @@ def test_wrong_key(tmp_path, monkeypatch):
         with pytest.raises(InputError, match="PLANTED_API_KEY") as error:
             ask(near(server, key_name="PLANTED_API_KEY"), requests(500), store, progress=False)
         assert SECRET not in str(error.value) and server.stats()["calls"] <= 16
-        assert store.claim(requests(500)).result() == ["mine"] * 500  # nothing stays claimed
+        assert store.claim(requests(500)) == ["mine"] * 500  # nothing stays claimed
         echo = {"error": {"message": f"Not with {SECRET}, nor with sk-another"}}
         for status in (400, 404, 429, 500):
             assert "sk-" not in read_error(near(server, key_name="PLANTED_API_KEY"), status, echo).reason
@@ -244,48 +243,38 @@ def test_full_disk(tmp_path):
     small.mkdir()
     client.write_text(textwrap.dedent("""
         import os, subprocess, sys
-        from smoltraces.traces.client import ask
-        from smoltraces.traces.client import Endpoint
+        from smoltraces.traces.client import Endpoint, ask
         from smoltraces.settings import InputError
         from smoltraces.traces.store import Request, Store
-        small, out, *urls = sys.argv[1:]
+        small, url = sys.argv[1:]
         asked = [Request("m", ({"role": "user", "content": f"What is {i} + {i}?"},), {"max_tokens": 4000})
                  for i in range(150)]
-        filled = []
+        looks = []
 
-        def fill(pulse):  # another program takes the rest of the disk while answers are under way
-            if pulse.done and not filled:
-                filled.append(True)
+        def fill(totals):  # another program takes the rest of the disk while answers are under way, and lets go of it
+            if totals.done: looks.append(totals.done)
+            if len(looks) == 1:
                 try:
                     with open(small + "/filler", "wb", buffering=0) as f:
                         while True: f.write(bytes(4096))
                 except OSError: pass
+            if len(looks) == 10: os.unlink(small + "/filler")
 
-        for url, progress in zip(urls, (False, fill)):
-            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small], check=True)
-            try:
-                with Store(small + "/s.sqlite") as store:
-                    ask(Endpoint("m", url, in_flight=8), asked, store, progress=progress)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", small], check=True)
+        with Store(small + "/s.sqlite") as store:
+            try: ask(Endpoint("m", url, in_flight=8), asked, store, progress=fill)
             except InputError as e: print(e)
-            print(*sorted(os.listdir(small)))
-            subprocess.run(["mount", "-o", "remount,size=64m", small], check=True)
-            with Store(small + "/s.sqlite") as store:
-                totals = ask(Endpoint("m", url, in_flight=8), asked, store, progress=False)
-                print(totals.stored > 0, totals.done, store.export(out + str(bool(progress))).name)
-            subprocess.run(["umount", small], check=True)
+            totals = ask(Endpoint("m", url, in_flight=8), asked, store, progress=False)
+            print(totals.stored > 0, totals.done)
     """))
-    with serve(characters=16000, latency=0.02, log=tmp_path / "a") as one, serve(
-            characters=16000, latency=0.02, log=tmp_path / "b") as two:
-        command = ["unshare", "-Urm", sys.executable, client, small, tmp_path / "out", one.url, two.url]
+    with serve(characters=16000, latency=0.2, log=tmp_path / "paid") as server:
+        command = ["unshare", "-Urm", sys.executable, client, small, server.url]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        for server in (one, two):
-            paid = Counter(line["body"] for line in server.paid())
-            assert len(paid) == 150 and set(paid.values()) == {1}
-    said = done.stdout.splitlines()
-    assert all("free some" in line for line in said[::3]), said
-    assert said[2::3] == ["True 150 outFalse", "True 150 outTrue"] and not any("-run-" in line for line in said[1::3])
-    assert (tmp_path / "outFalse").read_bytes() == (tmp_path / "outTrue").read_bytes()
+        paid = Counter(line["body"] for line in server.paid())
+    message, totals = done.stdout.splitlines()
+    assert "free some" in message and "wait to be written" in done.stderr and totals == "True 150"
+    assert len(paid) == 150 and set(paid.values()) == {1}
 
 
 def test_pace_follows_429(tmp_path):
@@ -367,15 +356,12 @@ def test_inside_a_running_loop(tmp_path):
     assert asyncio.run(cell()).statuses == {"ok": 10}
 
 
-def test_wrong_model_and_estimate(tmp_path):
+def test_estimate(tmp_path):
     with serve() as server, Store(tmp_path / "s.sqlite") as store:
-        with pytest.raises(InputError, match="ask the two"):
-            ask(near(server), [Request("other", (), {})], store, progress=False)
         assumed = estimate(near(server), requests(10), 1000, 500, store)
         ask(near(server), requests(20), store, progress=False)
         known = estimate(near(server), requests(10), 1000, 500, store)
         real = store.spent()["m"]
-    assert assumed.completion_tokens == 500_000 and "assumed" in str(assumed)
+    assert assumed.completion_tokens == 500_000 and assumed.requests == 1000
     assert known.completion_tokens == pytest.approx(1000 * real.completion_tokens / 20, rel=0.01)
     assert known.usd == pytest.approx(50 * real.cost_usd, rel=0.05)
-    assert str(known).startswith("1,000 requests to m")
