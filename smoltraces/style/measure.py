@@ -15,14 +15,14 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..settings import InputError, Lazy
 
 # %% auto #0
-__all__ = ['Pivot', 'Stage', 'Backtrack', 'INITIALS', 'BATCH', 'lexicon', 'read_trace', 'pivots', 'stages', 'backtracks',
+__all__ = ['INITIALS', 'BATCH', 'lexicon', 'Pivot', 'read_trace', 'pivots', 'Stage', 'Backtrack', 'stages', 'backtracks',
            'style_parts', 'measure_texts', 'file_rows', 'file_batches', 'files_of', 'batches', 'with_ids', 'measure',
            'as_json', 'coverage', 'summary', 'transitions', 'thought']
 
@@ -87,7 +87,12 @@ def lexicon(
     return Lexicon(groups, ordered, compiled, score)
 
 # %% ../../nbs/style/21_measure.ipynb #d74427f0
-Pivot = namedtuple("Pivot", "start end type phrase") # `text[start:end]`; the phrase of the lexicon that it matched
+class Pivot(NamedTuple):
+    "One pivot: `text[start:end]`, its type, and the phrase of the lexicon that it matched"
+    start: int
+    end: int
+    type: str
+    phrase: str
 
 
 def _encode(text: str) -> bytes: return text.encode("utf-8", "replace") # a lone surrogate becomes "?"
@@ -111,8 +116,18 @@ def pivots(text: str | None, lex: Lexicon | None = None) -> list[Pivot]: # In or
     return read_trace(text, lex).pivots
 
 # %% ../../nbs/style/21_measure.ipynb #5239f330
-Stage = namedtuple("Stage", "start end stage") # of a sentence, `text[start:end]`
-Backtrack = namedtuple("Backtrack", "start end reach") # sentences, `text[start:end]`, and how many back they go, or NaN
+class Stage(NamedTuple):
+    "A sentence, `text[start:end]`, and its stage"
+    start: int
+    end: int
+    stage: str
+
+
+class Backtrack(NamedTuple):
+    "Sentences, `text[start:end]`, that give up or correct an earlier step; `reach`: how many sentences back, or NaN"
+    start: int
+    end: int
+    reach: float
 
 
 def stages(text: str | None, lex: Lexicon | None = None) -> list[Stage]: # In order
