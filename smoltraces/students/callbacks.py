@@ -24,20 +24,14 @@ from ..settings import InputError
 from .decoding import memory_ran_out
 
 # %% ../../nbs/students/43_callbacks.ipynb #91dcac97
-def tokens_per_second(
-    log: pd.DataFrame, # tokens, seconds
-    last: int = 10, # Steps over which it is taken
-) -> float: # NaN before the second step
-    "Tokens a second over the last steps, padding left out"
+def tokens_per_second(log: pd.DataFrame, last: int = 10) -> float: # NaN before the second step
+    "Padding left out"
     if len(log) < 2: return float("nan")
     start, end = log.iloc[-last - 1:].iloc[[0, -1]].to_dict("records")
     return (end["tokens"] - start["tokens"]) / max(end["seconds"] - start["seconds"], 1e-9)
 
 
-def plot_training(
-    log: pd.DataFrame, # step, loss, learning_rate, tokens, seconds, eval_loss
-    title: str = "",
-): # A matplotlib figure
+def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
     "Loss and learning rate by step"
     import matplotlib.pyplot as plt
     figure, (loss, rate) = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=[2, 1], layout="constrained")
@@ -64,20 +58,17 @@ def memory_gb() -> float:
 
 class Progress:
     "A bar, and in a notebook a figure, that follow the log of a run"
-    def __init__(self, title: str, every: float = 5): # Seconds between two drawings
-        self.title, self.every, self.bar, self.figure, self.last_draw = title, every, None, None, time.time()
+    def __init__(self, title: str): self.title, self.bar, self.figure, self.last_draw = title, None, None, time.time()
 
     def __call__(self, rows: list[dict], steps: int):
         "Show the rows so far, of `steps` to come in all"
         from tqdm.auto import tqdm
-        if not rows: return
         step, log = rows[-1]["step"], pd.DataFrame(rows)
         if self.bar is None: self.bar = tqdm(total=steps, initial=step - 1, desc=self.title, unit="step")
         self.bar.update(step - self.bar.n)
-        postfix = {"loss": f"{rows[-1]['loss']:.3f}", "GB": f"{rows[-1]['memory_gb']:.1f}"}
-        if len(rows) > 1: postfix["tokens/s"] = f"{tokens_per_second(log):,.0f}"
-        self.bar.set_postfix(postfix)
-        if step == steps or time.time() - self.last_draw >= self.every: self._draw(log)
+        self.bar.set_postfix({"loss": f"{rows[-1]['loss']:.3f}", "GB": f"{rows[-1]['memory_gb']:.1f}",
+                              "tokens/s": f"{tokens_per_second(log):,.0f}"})
+        if step == steps or time.time() - self.last_draw >= 5: self._draw(log)
 
     def _draw(self, log: pd.DataFrame):
         from IPython import get_ipython
@@ -94,26 +85,21 @@ class Progress:
 LOG = "log.json" # in each checkpoint
 
 
-def last_checkpoint(
-    folder: Path, # Where a trainer saves
-) -> Path | None: # None where nothing whole is there
-    "The newest checkpoint that was finished"
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{LOG}")]
-    return max(whole, key=_step, default=None)
+def last_checkpoint(folder: Path) -> Path | None: # None where nothing whole is there
+    "The newest checkpoint that a trainer finished in its folder"
+    return max((path.parent for path in folder.glob(f"checkpoint-*/{LOG}")), key=_step, default=None)
 
 
 def _step(checkpoint: Path) -> int: return int(checkpoint.name.rpartition("-")[2])
 
 
-def read_log(checkpoint: Path) -> list[dict]:
-    "The rows of the log up to a checkpoint"
-    return read_json(checkpoint / LOG)["rows"]
+def read_log(checkpoint: Path) -> list[dict]: return read_json(checkpoint / LOG)["rows"]
 
 # %% ../../nbs/students/43_callbacks.ipynb #ffd3a45f
 def log_callback(
     show: Callable[[list[dict], int], None], # Called with the rows so far and the steps in all
-    rows: list[dict], # The rows of a run that goes on; grows
-    tokens_of: Callable[[], int], # Tokens trained on since this process began, where trl does not count them
+    rows: list[dict], # Of a run that goes on; grows
+    tokens_of: Callable[[], int], # Tokens since this process began, where trl does not count them
     minutes: float = 0, # Between checkpoints; 0: none
     stop: Callable[[], bool] = lambda: False, # Whether to save a checkpoint and end
 ):
@@ -138,6 +124,9 @@ def log_callback(
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "eval_loss" in logs and rows: rows[-1]["eval_loss"] = float(logs["eval_loss"])
             if "loss" not in logs: return
+            if not math.isfinite(logs["grad_norm"]): # before weights that are no numbers are saved
+                raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate, or "
+                                 "set precision = float32.")
             rows.append({"step": state.global_step, "loss": float(logs["loss"]),
                          "learning_rate": float(logs["learning_rate"]), "grad_norm": float(logs["grad_norm"]),
                          "tokens": before["tokens"] + int(logs.get("num_tokens", 0) or tokens_of()), "eval_loss": None,
@@ -154,7 +143,7 @@ def _first_decides(stop: bool, args) -> bool:
     torch.distributed.broadcast(answer, src=0)
     return bool(answer.item())
 
-
+# %% ../../nbs/students/43_callbacks.ipynb #ffd3a460
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
@@ -190,36 +179,25 @@ class Guard:
         advice: str, # What to lower where memory runs out
         scratch: Path, # Where the trainer saves, for what a restart begins from
     ):
-        self.trainer, self.names, self.advice, self.scratch = trainer, names, advice, scratch
-        self.tokens, self.step, self.batches, self.last_batches = 0, 0, [], []
+        self.trainer, self.names, self.advice, self.scratch, self.tokens = trainer, names, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self
 
     def __call__(self, model, inputs, *args, **kwargs): # Tensor of the loss; InputError where it is not finite
         import torch
-        state = self.trainer.state
-        if self.step != state.global_step:
-            self.step, self.last_batches, self.batches = state.global_step, self.batches, []
-            norms = [entry["grad_norm"] for entry in state.log_history[-3:] if "grad_norm" in entry]
-            if norms and not math.isfinite(norms[-1]): self._diverged("gradient", self.step, self.last_batches)
-        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
-        self.batches.append(batch)
+        batch = dict(inputs)
         try: loss = self.training_step(model, inputs, *args, **kwargs)
         except (RuntimeError, MemoryError) as e:
             if not memory_ran_out(e): raise
-            shape = " × ".join(map(str, inputs["input_ids"].shape))
-            raise InputError(f"Memory ran out at step {state.global_step + 1} on a batch of {shape} tokens: "
-                             f"{self.advice}. {self._restart()}") from None
-        if not torch.isfinite(loss): self._diverged("loss", state.global_step + 1, [batch])
+            shape = " × ".join(map(str, batch["input_ids"].shape))
+            self._end("Memory ran out", f"on a batch of {shape} tokens: {self.advice}")
+        if not torch.isfinite(loss):
+            rows = ", ".join(_row_names(batch, self.names)[:5])
+            self._end("The loss became no number", f"on the rows of {rows}: lower learning_rate, set precision = "
+                                                   "float32, or look at those rows")
         self.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
         return loss
 
-    def _restart(self) -> str:
+    def _end(self, what: str, why: str):
         checkpoint = last_checkpoint(self.scratch)
-        return f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
-
-    def _diverged(self, what: str, step: int, batches: list[dict]):
-        rows = list(dict.fromkeys(name for batch in batches for name in _row_names(batch, self.names)))
-        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        where = f"at step {step}, on the rows of {', '.join(rows[:5])}{more}"
-        raise InputError(f"The {what} became no number {where}: lower learning_rate, set precision = float32, or look "
-                         f"at those rows. {self._restart()}")
+        restart = f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
+        raise InputError(f"{what} at step {self.trainer.state.global_step + 1} {why}. {restart}") from None

@@ -58,12 +58,11 @@ def _layer():
 
 
 def _check_cache(model):
-    "Models with other memories (state spaces, linear attention) cannot be cut and joined so"
+    "State spaces and linear attention cannot be cut and joined so"
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-    others = [layer for layer in DynamicCache(config=model.config).layers
-              if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
-    if others: raise InputError(f"{type(model).__name__} has layers of another kind than attention ({others[0]!r}), "
-                                "which the backend hf does not run: set backend = vllm.")
+    if {*map(type, DynamicCache(config=model.config).layers)} - {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise InputError(f"{type(model).__name__} has layers of another kind than attention, which the backend hf does "
+                         "not run: set backend = vllm.")
 
 # %% ../../nbs/students/45_decoding.ipynb #676942da
 def _attention(module, query, key, value, attention_mask, **options):
@@ -127,7 +126,6 @@ class Answer(NamedTuple):
 
 @dataclass
 class _Row:
-    "A prompt that is being answered"
     index: int
     prompt: list[int]
     noise: Any # numpy's generator, where sampled
@@ -136,17 +134,8 @@ class _Row:
     done: bool = False
 
 
-class _Part(NamedTuple):
-    "Rows of one cache that go on"
-    rows: list[_Row]
-    cache: Any
-    places: list[int] | slice # of the rows in the cache
-    begin: int # first column that one of them needs
-    end: int # column after the last
-
-
 def _by_length(rows: list[_Row]) -> list[list[_Row]]:
-    "Rows in groups of nearly the same length, longest first: what pads a prompt is computed too"
+    "Groups of nearly the same length, longest first: what pads a prompt is computed too"
     groups = []
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
         if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
@@ -156,13 +145,12 @@ def _by_length(rows: list[_Row]) -> list[list[_Row]]:
 # %% ../../nbs/students/45_decoding.ipynb #ed14c544
 @dataclass
 class _Batch:
-    "Rows that are answered side by side"
     model: Any
     ends: set[int] # tokens that end an answer
     limit: int # tokens of an answer at most
     temperature: float
     top_p: float
-    on_token: Callable[[int, int], None] # called with index and token
+    on_token: Callable[[int, int], None]
     rows: list[_Row] = field(default_factory=list)
     cache: Any = None
 
@@ -195,29 +183,28 @@ class _Batch:
         "Remove the rows that ended and add others; returns those that ended at their first token"
         from transformers import Cache
         places, ended, parts = [k for k, row in enumerate(self.rows) if not row.done], [], []
-        if places:
-            rows = [self.rows[k] for k in places]
-            parts.append(_Part(rows, self.cache, places, min(row.pad for row in rows), self.cache.get_seq_length()))
+        if places: parts.append(([self.rows[k] for k in places], self.cache, places))
         for rows in _by_length(fresh):
             cache, end = Cache(layer_class_to_replicate=_layer()), len(rows[0].prompt)
             for row in rows: row.pad = end - len(row.prompt)
             ended += self._next_tokens(rows, cache, [[0] * row.pad + row.prompt for row in rows], end)
-            parts.append(_Part(rows, cache, slice(None), 0, end))
-        self.rows, self.cache = [row for part in parts for row in part.rows], parts[0].cache if parts else None
+            parts.append((rows, cache, slice(None)))
+        self.rows, self.cache = [row for rows, *_ in parts for row in rows], parts[0][1] if parts else None
         if places or len(parts) > 1: self._join(parts)
         return ended
 
-    def _join(self, parts: list[_Part]):
-        "The rows of several caches, in the first one"
-        width = max(part.end - part.begin for part in parts)
+    def _join(self, parts: list[tuple]): # rows, their cache, and their places in it
+        "All of them in the first cache, without the columns that none of them needs"
+        spans = [(min(row.pad for row in rows), cache.get_seq_length()) for rows, cache, _ in parts]
+        width = max(end - begin for begin, end in spans)
+        columns = [(places, slice(None), slice(*span)) for (*_, places), span in zip(parts, spans, strict=True)]
         for n, layer in enumerate(self.cache.layers):
-            others = [part.cache.layers[n] for part in parts]
-            columns = [(part.places, slice(None), slice(part.begin, part.end)) for part in parts]
+            others = [cache.layers[n] for _, cache, _ in parts]
             layer.hold([other.keys[c] for other, c in zip(others, columns, strict=True)],
                        [other.values[c] for other, c in zip(others, columns, strict=True)], width)
             for other in others[1:]: other.keys = other.values = None
-        for part in parts:
-            for row in part.rows: row.pad += width - part.end
+        for (rows, *_), (_, end) in zip(parts, spans, strict=True):
+            for row in rows: row.pad += width - end
 
 # %% ../../nbs/students/45_decoding.ipynb #d75cfffb
 def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
@@ -230,13 +217,14 @@ def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
         else: yield from batch.step()
 
 # %% ../../nbs/students/45_decoding.ipynb #d6cc258d
+_log = logging.getLogger("smoltraces")
 _complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # of torch's allocators
 
 
 def memory_ran_out(error: Exception) -> bool:
     "Whether torch or Python lacked memory, for which torch has no one class"
-    if isinstance(error, MemoryError): return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _complaints)
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(
+        words in str(error) for words in _complaints)
 
 
 def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
@@ -251,13 +239,13 @@ def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> l
 def answers(
     model, # A transformers causal language model
     tokenizer,
-    prompts: Sequence[str], # Whole, with what special tokens they need: none is added
+    prompts: Sequence[str], # With what special tokens they need: none is added
     max_new_tokens: int, # Longest answer
-    batch_size: int, # Prompts answered at a time at most
+    batch_size: int, # At most; halved when memory runs out
     temperature: float = 0.0, # 0: greedy
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
-    on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size when memory ran out
+    on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size
     on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a prompt's index and a token
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
     "Answer all prompts; raises InputError where a single one does not fit"
@@ -277,7 +265,7 @@ def answers(
                     text = tokenizer.decode(row.tokens, skip_special_tokens=True)
                     yield row.index, Answer(text, len(row.tokens), row.tokens[-1] not in ends)
                 continue
-            except Exception as error: # kept here, it would keep the tensors
+            except Exception as error: # kept beyond this block, it would keep the tensors
                 if not memory_ran_out(error): raise
             if size == 1:
                 raise InputError("Memory runs out on a single problem (eval_batch_size is down to 1): lower "
@@ -286,6 +274,3 @@ def answers(
             size, batch = max(1, min(size, len(todo)) // 2), None
             on_shrink(size)
             free_memory()
-
-
-_log = logging.getLogger("smoltraces")

@@ -8,12 +8,11 @@ __all__ = ['GB', 'SHAPES', 'METHODS', 'PAPER', 'Shape', 'shape_of', 'shape', 'Me
            'needs_table']
 
 # %% ../../nbs/students/42_memory.ipynb #6da5904a
-import importlib.util
+import contextlib
 import math
 import os
 import shutil
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -43,15 +42,12 @@ class Shape(NamedTuple):
     tied: bool # Whether input embeddings and output head are one matrix
 
     @property
-    def embeddings(self) -> int:
-        "Parameters of the input embeddings and the output head"
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+    def embeddings(self) -> int: return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def adapter(self, rank: int) -> int:
         "Parameters of a low-rank adapter on the seven linear maps of each layer"
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
-        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+        return self.layers * rank * (2 * (2 * self.hidden + queries + keys) + 3 * (self.hidden + self.intermediate))
 
 # %% ../../nbs/students/42_memory.ipynb #fe20c931
 SHAPES = {
@@ -62,17 +58,15 @@ SHAPES = {
     "embedded/random-llama": Shape(3_219_776, 2, 64, 128, 4, 2, 16, 49_152, True)}
 
 
-def shape_of(
-    config: dict, # What a config.json holds
-) -> Shape: # KeyError where it lacks a number
+def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
     "The shape that a config.json describes: a dense decoder, or one with experts"
     c = {**config, **config.get("text_config", {})}
-    hidden, layers, heads, vocabulary = (c[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads",
-                                                       "vocab_size"))
+    hidden, layers, heads, vocabulary, intermediate = (c[k] for k in (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"))
     kv_heads, head_size = c.get("num_key_value_heads") or heads, c.get("head_dim") or hidden // heads
     tied = c.get("tie_word_embeddings", False)
     experts = c.get("num_experts") or c.get("num_local_experts") or 1
-    intermediate = c.get("moe_intermediate_size") or c["intermediate_size"] if experts > 1 else c["intermediate_size"]
+    if experts > 1: intermediate = c.get("moe_intermediate_size") or intermediate
     biases = (heads + 2 * kv_heads) * head_size if c.get("model_type", "").startswith("qwen2") else 0
     layer = 2 * hidden * (heads + kv_heads) * head_size + 3 * hidden * intermediate * experts + 2 * hidden + biases
     parameters = layers * layer + vocabulary * hidden * (1 if tied else 2) + hidden
@@ -96,9 +90,6 @@ def shape(
                          "causal language model.") from None
 
 # %% ../../nbs/students/42_memory.ipynb #8c0dd827
-METHODS = ("full", "lora", "qlora")
-
-
 class Memory(NamedTuple):
     "What a training step holds at its peak on one device, in GB"
     weights: float
@@ -109,17 +100,10 @@ class Memory(NamedTuple):
     workspace: float # Libraries, the CUDA context, what the allocator cannot use
 
     @property
-    def total(self) -> float:
-        "All of it"
-        return sum(self)
+    def total(self) -> float: return sum(self)
 
 
-def layer_activations(
-    s: Shape,
-    length: int, # Tokens in a row
-    rows: int, # Rows in the forward pass
-    masked: bool, # Whether rows are padded, or packed and kept apart by a mask
-) -> float: # Numbers, not bytes
+def layer_activations(s: Shape, length: int, rows: int, masked: bool) -> float: # Numbers, not bytes
     "What one layer keeps for its backward pass"
     queries, keys = s.heads * s.head_size, s.kv_heads * s.head_size
     per_token = 6 * s.hidden + 2 * queries + 2 * keys + 4 * s.intermediate
@@ -127,7 +111,7 @@ def layer_activations(
     return rows * length * per_token
 
 # %% ../../nbs/students/42_memory.ipynb #d368d9e3
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+METHODS = ("full", "lora", "qlora")
 
 
 def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # size: bytes of one number
@@ -138,8 +122,8 @@ def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # siz
     return s.parameters * (4 / shards + copy)
 
 
-def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: float, room: float
-               ) -> tuple[float, float, float]: # other: bytes of weights, gradients and moments; room: of the device
+def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: float, room: float) -> tuple:
+    "Of activations, logits and context; other: bytes of weights, gradients and moments"
     tokens, trl = rows * length, engine == "trl"
     inputs = (s.layers if trl else 2) * s.hidden * tokens * size
     layer = 2 * size * layer_activations(s, length, rows, masked=False) + 16 * s.hidden * tokens # float32 norms
@@ -152,19 +136,19 @@ def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: 
 
 def estimate(
     s: Shape,
-    method: str = "full", # full, lora or qlora
+    method: str = "full", # One of `METHODS`
     length: int = 1024, # Tokens in the longest row
-    rows: int = 1, # Rows in one forward pass: the micro batch
-    precision: str = "auto", # auto, bfloat16, float16 or float32
-    device: str = "cpu", # cpu or cuda
-    engine: str = "unsloth", # unsloth or trl
+    rows: int = 1, # In one forward pass: the micro batch
+    precision: str = "auto",
+    device: str = "cpu", # Or cuda
+    engine: str = "unsloth", # Or trl
     rank: int = 32, # Of the adapter
     think: str = "text", # tokens: an adapter run trains the embeddings too
     shards: int = 1, # GPUs over which FSDP spreads weights, gradients and moments
-    room: float = math.inf, # GB that the device has; the chunks of the logits adapt to it
+    room: float = math.inf, # GB that the device has: the chunks of the logits adapt to it
 ) -> Memory:
     "What one device needs at the peak of a training step, on the careful side"
-    size = _BYTES[("float32" if device == "cpu" else "bfloat16") if precision == "auto" else precision]
+    size = 4 if precision == "float32" or precision == "auto" and device == "cpu" else 2
     adapter = 0 if method == "full" else s.adapter(rank) + (2 * s.vocabulary * s.hidden if think == "tokens" else 0)
     trainable = (adapter or s.parameters) / shards
     weights = _weight_bytes(s, method, size, shards) + 4 * adapter
@@ -180,32 +164,18 @@ def estimate(
     return Memory(*(n / GB for n in parts))
 
 # %% ../../nbs/students/42_memory.ipynb #44f9db71
-def _number(file: Path, key: str = "") -> float:
-    "The number in a file of a control group, or of one line of it; infinity where there is none"
-    try: number = float(next(line.split()[-1] for line in file.read_text().splitlines() if line.startswith(key)))
-    except (OSError, ValueError, StopIteration): return math.inf # absent, or `max`
-    return number if number < 2**60 else math.inf # version 1's way to say `max`
-
-
 def container_room(
     root: Path = Path("/sys/fs/cgroup"),
     own: Path = Path("/proc/self/cgroup"),
 ) -> float: # Bytes; infinity where no limit is set
-    "What the limits of this process's control groups (version 1 or 2) leave; cached files will be given up"
-    room = math.inf
-    for line in own.read_text().splitlines() if own.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"): continue
-        base, limit, usage, cached = root, "memory.max", "memory.current", "inactive_file "
-        if controllers: # version 1
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file "
-        group = base / path.strip("/")
-        for folder in (group, *(p for p in group.parents if p.is_relative_to(base))):
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most == math.inf or used == math.inf: continue
-            freed = _number(folder / "memory.stat", cached)
-            room = min(room, max(0, most - used + (0 if freed == math.inf else freed)))
+    "What the limits of this process's control groups (version 2) leave; cached files will be given up"
+    room, group = math.inf, root
+    with contextlib.suppress(OSError): group = root / own.read_text().strip().removeprefix("0::/")
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError, KeyError): # absent, or `max`
+            most, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            room = min(room, max(0, most - used + int(statistics["inactive_file"])))
     return room
 
 # %% ../../nbs/students/42_memory.ipynb #3bd5544c
@@ -214,12 +184,12 @@ class Card(NamedTuple):
     name: str
     gb: float
     free: float # GB
-    driver: str # Its version
+    driver: str
 
 
 @cache
 def cards() -> tuple[Card, ...]:
-    "The NVIDIA GPUs that programs may use here, as the driver's own tool tells: torch takes seconds to import"
+    "The NVIDIA GPUs that programs may use here, as the driver's own tool lists them: torch takes seconds to import"
     tool, allowed = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
     if tool is None: return ()
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"
@@ -234,39 +204,31 @@ def cards() -> tuple[Card, ...]:
 
 # %% ../../nbs/students/42_memory.ipynb #7f31a2a7
 def gpu_count() -> int:
-    "GPUs on which torch can train here; it is imported only where there is a driver"
-    driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))) or shutil.which("nvidia-smi")
-    if "torch" not in sys.modules and not driver or importlib.util.find_spec("torch") is None: return 0
+    "GPUs on which torch can train here"
     import torch
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return torch.cuda.device_count()
 
 
-def available(
-    device: str | None = None, # cpu or cuda; the GPU where there is one by default
-) -> tuple[float, str]: # GB, and the name of the device
+def available(device: str) -> tuple[float, str]: # GB, and the name of the device
     "The memory that is free for training"
-    if (device or ("cuda" if gpu_count() else "cpu")) == "cpu":
-        return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
+    if device == "cpu": return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
     import torch
     free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
     return free / GB, torch.cuda.get_device_name(fullest)
 
 # %% ../../nbs/students/42_memory.ipynb #d38001a5
 def _plans(cfg: Settings, longest: int, gpus: int):
-    "The settings as they are, then others, the nearest first: method, processes, micro_batch_size, max_length"
+    "The settings as they are, then others, the nearest first"
     processes, last = cfg.processes or max(1, gpus), "qlora" if gpus else "lora"
     methods = METHODS[METHODS.index(cfg.method):METHODS.index(last) + 1] or (cfg.method,)
     for method in methods:
         for p in sorted({processes, max(processes, gpus)}) if method == "full" else [processes]:
             share = max(1, cfg.batch_size // p)
-            most = min(cfg.micro_batch_size or share, share)
-            for micro in range(most, 0, -1):
+            for micro in range(min(cfg.micro_batch_size or share, share), 0, -1):
                 if share % micro and micro != cfg.micro_batch_size: continue # no step is made up of these
                 yield dict(method=method, processes=p, micro_batch_size=micro, max_length=longest)
-    length = longest // 2
-    while length >= 256:
-        yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=length)
-        length //= 2
+    while (longest := longest // 2) >= 256:
+        yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=longest)
 
 
 def _needs(cfg: Settings, s: Shape, plan: dict, room: float, gpus: int) -> Memory:
@@ -286,23 +248,20 @@ class Fit(NamedTuple):
     mend: str # The nearest settings that fit; blank where these do
 
     @property
-    def fits(self) -> bool:
-        "Whether the device has what is needed"
-        return self.needs.total <= self.has
+    def fits(self) -> bool: return self.needs.total <= self.has
 
     def sentence(self) -> str:
         "What is needed, what there is, and what to do"
-        p = self.plan
-        what = f"method {p['method']}, rows of {p['max_length']} tokens, {p['micro_batch_size']} at a time"
-        return (f"Training {self.student} ({what}) needs about {self.needs.total:.1f} GB and {self.device} has "
+        plan = "method {method}, rows of {max_length} tokens, {micro_batch_size} at a time".format(**self.plan)
+        return (f"Training {self.student} ({plan}) needs about {self.needs.total:.1f} GB and {self.device} has "
                 f"{self.has:.1f} GB free" + (f": {self.mend}." if self.mend else "."))
 
 # %% ../../nbs/students/42_memory.ipynb #24826790
 def fit(
     cfg: Settings,
     student: str,
-    longest: int | None = None, # Tokens of the longest training row, where it is known; else max_length
-    has: tuple[float, str] | None = None, # GB and a name, instead of what `available` tells
+    longest: int | None = None, # Tokens of the longest training row; None: max_length
+    has: tuple[float, str] | None = None, # GB and a name, instead of what is `available`
     gpus: int | None = None, # Instead of what torch counts
 ) -> Fit:
     "What training `student` needs here, and the nearest settings that fit"
@@ -318,12 +277,8 @@ def fit(
     return Fit(student, first, needs, room, device, mend)
 
 
-def check_fits(
-    cfg: Settings,
-    student: str,
-    longest: int | None = None, # Tokens of the longest training row, where it is known; else max_length
-) -> Memory: # InputError where the device has less, naming the nearest settings that fit
-    "Refuse what cannot fit, before anything is downloaded"
+def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memory:
+    "Refuse what cannot fit: an InputError names the nearest settings that do"
     result = fit(cfg, student, longest)
     if not result.fits: raise InputError(result.sentence())
     return result.needs
@@ -331,18 +286,17 @@ def check_fits(
 # %% ../../nbs/students/42_memory.ipynb #fb736db4
 def doctor_rows(
     cfg: Settings,
-    gpus: tuple[Card, ...] | None = None, # As `cards` lists them, instead of what torch finds
+    gpus: tuple[Card, ...] = (), # As `cards` lists them
 ) -> list[dict]: # student, method, max_length, needs (GB), has (GB), device, fits, mend; None where nothing is known
     "Whether each student of a profile can be trained on this machine, and what to change where not"
-    rows, how = [], {}
-    if gpus is not None:
-        fullest = min(gpus, key=lambda card: card.free, default=None)
-        how = dict(has=(fullest.free, fullest.name) if fullest else available("cpu"), gpus=len(gpus))
+    fullest, rows = min(gpus, key=lambda card: card.free, default=None), []
+    has = (fullest.free, fullest.name) if fullest else available("cpu")
     for student in cfg.students:
         own, facts = cfg.of(student), dict.fromkeys(("needs", "has", "device", "fits"))
-        try: needs, has, device, mend = (result := fit(own, student, **how))[2:]
+        try: result = fit(own, student, has=has, gpus=len(gpus))
         except InputError as e: facts["mend"] = str(e)
-        else: facts = dict(needs=round(needs.total, 1), has=round(has, 1), device=device, fits=result.fits, mend=mend)
+        else: facts = dict(needs=round(result.needs.total, 1), has=round(has[0], 1), device=has[1], fits=result.fits,
+                           mend=result.mend)
         rows.append(dict(student=student, method=own.method, max_length=own.max_length, **facts))
     return rows
 

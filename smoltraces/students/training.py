@@ -8,7 +8,6 @@ __all__ = ['RECIPES', 'OPEN', 'STOP', 'Recipe', 'recipe_of', 'learning_rate', 'c
 
 # %% ../../nbs/students/44_training.ipynb #e388b038
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -36,24 +35,23 @@ class Recipe(NamedTuple):
     origin: str # Where it is known from
 
 
+_paper = "the paper (grade B)"
 RECIPES = {
-    "meta-llama/Llama-3.2-3B-Instruct": Recipe(6e-5, "the paper (grade B)"),
-    "mistralai/Ministral-8B-Instruct-2410": Recipe(4e-5, "the paper (grade B)"),
-    "Qwen/Qwen2.5-32B-Instruct": Recipe(1e-5, "the paper (grade B)"),
+    "meta-llama/Llama-3.2-3B-Instruct": Recipe(6e-5, _paper),
+    "mistralai/Ministral-8B-Instruct-2410": Recipe(4e-5, _paper),
+    "Qwen/Qwen2.5-32B-Instruct": Recipe(1e-5, _paper),
     "embedded/smollm2-135m-instruct": Recipe(2e-4, "this project: smaller models bear larger steps"),
     "embedded/random-llama": Recipe(1e-3, "this project: it only has to move")}
 
 
-def recipe_of(
-    student: str, # A hub id, a folder or an embedded name; a mirror or a copy is known by its last part
-) -> Recipe | None: # None where nothing is known
+def recipe_of(student: str) -> Recipe | None: # None where nothing is known
     "The recipe of a student"
     by_name = {name.rpartition("/")[2].lower(): recipe for name, recipe in RECIPES.items()}
     return by_name.get(student.rstrip("/").rpartition("/")[2].lower())
 
 
 def learning_rate(cfg: Settings, student: str) -> float: # InputError where neither the settings nor a recipe know it
-    "The learning rate of a run: the settings', or else the student's own"
+    "The settings', or else the student's own"
     if cfg.learning_rate is not None: return cfg.learning_rate
     if recipe := recipe_of(student): return recipe.learning_rate
     raise InputError(f"No learning rate is known for {student}: set learning_rate, e.g. 1e-5 for a model of 32B and "
@@ -95,9 +93,9 @@ class Layout(NamedTuple):
 
 def _precision(cfg: Settings, gpus: int) -> str:
     import torch
-    if cfg.precision == "auto" and not gpus: return "float32"
-    if cfg.precision == "auto" and torch.cuda.get_device_capability()[0] >= 8: return "bfloat16"
     if cfg.precision == "auto":
+        if not gpus: return "float32"
+        if torch.cuda.get_device_capability()[0] >= 8: return "bfloat16"
         raise InputError(f"This GPU ({torch.cuda.get_device_name()}) has no bfloat16: set precision = float16 for an "
                          "adapter, or float32.")
     if cfg.precision == "float16" and cfg.method == "full":
@@ -129,10 +127,7 @@ def layout(cfg: Settings) -> Layout: # InputError where the settings do not go t
     return Layout(engine, why, processes, micro, cfg.batch_size // (micro * processes), packed, precision, sharded)
 
 # %% ../../nbs/students/44_training.ipynb #b5c58bc5
-def hold_out(
-    rows: pd.DataFrame, # Trace rows
-    n: int,
-) -> tuple[pd.DataFrame, pd.DataFrame]: # To train on, and held out
+def hold_out(rows: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]: # To train on, and held out
     "Keep `n` rows out of training, chosen by their problems' ids alone"
     if n >= len(rows): raise InputError(f"holdout = {n} leaves none of {len(rows)} rows to train on: lower it.")
     ranks = rows["id"].map(lambda id: hashlib.sha256(id.encode()).hexdigest()).rank(method="first")
@@ -176,8 +171,7 @@ def _checked(tokenizer, student: str):
 def _recompute(how: Layout):
     "Activations are computed twice where GPU memory is what is short"
     import torch
-    if not torch.cuda.is_available(): return False
-    return "unsloth" if how.engine == "unsloth" else True
+    return torch.cuda.is_available() and ("unsloth" if how.engine == "unsloth" else True)
 
 
 def _unsloth_base(cfg: Settings, student: str, how: Layout):
@@ -193,16 +187,17 @@ def _unsloth_base(cfg: Settings, student: str, how: Layout):
 def _trl_base(cfg: Settings, student: str, how: Layout):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    place, dtype, options = locate(student, cfg.offline), getattr(torch, how.precision), {}
     if not torch.cuda.is_available():
         os.environ.setdefault("UNSLOTH_IS_PRESENT", "1") # its parts may then be imported alone
         from unsloth_zoo.cpu.ops import patch_trl_fused_lm_head
         patch_trl_fused_lm_head() # trl's own kernel for the loss needs a GPU
-    place, dtype = locate(student, cfg.offline), getattr(torch, how.precision)
-    four_bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-                                   bnb_4bit_compute_dtype=dtype) if cfg.method == "qlora" else None
-    device = {"": int(os.environ.get("LOCAL_RANK", 0))} if torch.cuda.is_available() and not how.sharded else None
+    elif not how.sharded: options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    if cfg.method == "qlora":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32 if cfg.method == "full" else dtype,
-                                                 quantization_config=four_bits, device_map=device)
+                                                 **options)
     return model, AutoTokenizer.from_pretrained(place)
 
 # %% ../../nbs/students/44_training.ipynb #cb362671
@@ -220,12 +215,7 @@ def _with_adapter(cfg: Settings, model, seed: int, how: Layout):
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **options))
 
 
-def load(
-    cfg: Settings,
-    student: str,
-    seed: int, # Of a new adapter's weights
-    how: Layout,
-): # Model and tokenizer
+def load(cfg: Settings, student: str, seed: int, how: Layout): # Model and tokenizer
     "A student, ready to train"
     if how.engine == "unsloth": model, tokenizer = _unsloth_base(cfg, student, how)
     else:
@@ -238,8 +228,7 @@ def load(
 
 # %% ../../nbs/students/44_training.ipynb #fe177ff3
 def _checkpointing(how: Layout) -> dict:
-    "Options for computing activations twice, which trl would do by default"
-    twice = bool(_recompute(how))
+    twice = bool(_recompute(how)) # trl would by default
     if how.sharded: return {"gradient_checkpointing": False, "fsdp": True,
                             "fsdp_config": {"version": 2, "activation_checkpointing": twice}}
     if twice and how.engine == "trl":
@@ -251,7 +240,7 @@ def trainer_of(
     cfg: Settings,
     model,
     tokenizer,
-    rows, # datasets.Dataset of input_ids and labels, in the order of training
+    rows, # Dataset of input_ids and labels, in the order of training
     held_out, # The same of rows that are not trained on, or None
     how: Layout,
     rate: float, # Learning rate
@@ -273,7 +262,7 @@ def trainer_of(
         max_length=None if how.packed else cfg.max_length, padding_free=how.packed, seed=seed, data_seed=seed,
         dataset_kwargs={"skip_prepare_dataset": True}, completion_only_loss=False, dataset_num_proc=1,
         per_device_eval_batch_size=how.micro, eval_strategy="no" if held_out is None else "steps",
-        eval_steps=None if held_out is None else max(1, steps // 8), logging_steps=1, logging_first_step=True,
+        eval_steps=max(1, steps // 8), logging_steps=1, logging_first_step=True,
         save_strategy="no", save_total_limit=1, report_to=cfg.report_to, disable_tqdm=True, use_cpu=not gpu,
         bf16=how.precision == "bfloat16", fp16=how.precision == "float16", **_checkpointing(how))
     trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, eval_dataset=held_out, args=args)
@@ -310,9 +299,6 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
     write_json(scratch / "basis.json", basis)
 
 # %% ../../nbs/students/44_training.ipynb #baa18b78
-_columns = ["input_ids", "labels"] # that the trainer reads
-
-
 def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path,
            show) -> dict | None:
     "Train, leave the weights in `scratch`/final, and return the facts; None in all processes but the first"
@@ -320,12 +306,13 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
     model, tokenizer = load(cfg, student, seed, how)
     train, held_out = hold_out(rows, cfg.holdout)
     encoded, counts = encode(train, tokenizer, cfg.max_length, cfg.too_long)
+    columns = ["input_ids", "labels"] # that the trainer reads
     evaluated = None
-    if len(held_out): evaluated = encode(held_out, tokenizer, cfg.max_length, cfg.too_long)[0].select_columns(_columns)
+    if len(held_out): evaluated = encode(held_out, tokenizer, cfg.max_length, cfg.too_long)[0].select_columns(columns)
     name = f"{slug(student)}-{variant}-seed-{seed}"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(cfg.path("curves", name)) # which it only takes from there
     sequence = encoded.select(order(np.array(encoded["length"]), cfg.epochs, cfg.batch_size, seed))
-    trainer = trainer_of(cfg, model, tokenizer, sequence.select_columns(_columns), evaluated, how, rate, seed, scratch,
+    trainer = trainer_of(cfg, model, tokenizer, sequence.select_columns(columns), evaluated, how, rate, seed, scratch,
                          name)
     problems = {tuple(ids): id for ids, id in zip(encoded["input_ids"], encoded["id"], strict=True)}
     guard = Guard(trainer, problems, _memory_advice(cfg, how), scratch)
@@ -346,15 +333,12 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
     write_parquet(scratch / "final" / "log.parquet", log)
     return {"student": student, "variant": variant, "seed": seed, "learning_rate": rate,
             "settings": cfg.model_dump(mode="json"), **counts._asdict(), "held_out": len(held_out),
-            "resumed_at": resumed_at, **_results(log),
-            "seconds": round(time.time() - start, 1), **_machine(how)}
+            "resumed_at": resumed_at, **_results(log), "seconds": round(time.time() - start, 1), **_machine(how)}
 
 
 def _memory_advice(cfg: Settings, how: Layout) -> str:
-    "What to lower where memory runs out"
     if how.micro > 1: return f"set micro_batch_size = {how.micro // 2}"
-    if cfg.method == "full": return "set method = lora"
-    return f"lower max_length = {cfg.max_length}"
+    return "set method = lora" if cfg.method == "full" else f"lower max_length = {cfg.max_length}"
 
 
 def _results(log: pd.DataFrame) -> dict:
@@ -412,11 +396,7 @@ def worker(rank: int, n: int, port: int, cfg: Settings, student: str, variant: s
     if facts: write_json(scratch / "facts.json", facts)
 
 # %% ../../nbs/students/44_training.ipynb #f859341b
-def merge(
-    cfg: Settings,
-    student: str,
-    folder: Path, # Of the adapter
-) -> Path: # Its folder `merged`
+def merge(cfg: Settings, student: str, folder: Path) -> Path: # Its folder `merged`
     "Save an adapter merged into its base's 16-bit weights"
     import torch
     model = load_model(locate(student, cfg.offline), str(folder)).merge_and_unload()
@@ -425,29 +405,18 @@ def merge(
     return folder / "merged"
 
 
-def card(
-    facts: dict, # training.json
-    n: int, # Rows of the training set
-) -> str: # Markdown with the hub's front matter
+def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
     "The model card of a trained student"
     from huggingface_hub import ModelCardData
-    base, settings, adapter = facts["student"], facts["settings"], facts["settings"]["method"] != "full"
+    base, settings = facts["student"], facts["settings"]
     data = ModelCardData(base_model=base if "/" in base and not base.startswith("embedded/") else None,
-                         library_name="peft" if adapter else "transformers", pipeline_tag="text-generation",
-                         tags=["smoltraces", "reasoning", "distillation"])
-    held_out = f", {facts['held_out']} held out" if facts["held_out"] else ""
-    too_long = ", ".join(f"{facts[key]} {key}" for key in ("dropped", "cut") if facts[key])
-    rows = {
-        "base": base,
-        "training set": f"{facts['variant']}, {n} rows{held_out}" + (f"; too long: {too_long}" if too_long else ""),
-        "method": settings["method"] + (f", rank {settings['lora_rank']}" if adapter else ""),
-        "learning rate": f"{facts['learning_rate']:g}, cosine, warm-up {settings['warmup_ratio']:g}",
-        "epochs": f"{settings['epochs']:g}, {facts['steps']} steps of {settings['batch_size']} rows",
-        "seed": facts["seed"],
-        "last loss": f"{facts['final_loss']:.3f}",
-        "run by": f"{facts['engine']} on {facts['device']}, {facts['precision']}, {facts['processes']} "
-                  f"process{'es' * (facts['processes'] > 1)}",
-        "versions": ", ".join(f"{k} {v}" for k, v in facts["versions"].items())}
+                         library_name="transformers" if settings["method"] == "full" else "peft",
+                         pipeline_tag="text-generation", tags=["smoltraces", "reasoning", "distillation"])
+    rows = {"training set": facts["variant"], "rows": n,
+            **{key: facts[key] for key in ("held_out", "dropped", "cut", "seed", "learning_rate", "steps", "final_loss",
+                                           "engine", "device", "precision", "processes")},
+            **{key: settings[key] for key in ("method", "lora_rank", "epochs", "batch_size", "warmup_ratio")},
+            **facts["versions"]}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
                       "Trained by SmolTraces, a replay of “Style over Substance: Distilled Language Models Reason "
                       "Via Stylistic Replication”, to compare training sets. It is evidence, not a product: it was not "
@@ -455,11 +424,8 @@ def card(
                       "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""])
 
 
-def push_student(
-    cfg: Settings,
-    folder: Path, # Of a trained student
-) -> str: # The address of the commit
-    "Push a trained student to `cfg.push_to`, as a private repository named after what it is"
+def push_student(cfg: Settings, folder: Path) -> str: # The address of the commit
+    "Push it to `cfg.push_to`, as a private repository named after what it is"
     facts = read_json(folder / "training.json")
     name = f"{slug(facts['student']).rpartition('--')[2]}-{facts['variant']}-seed-{facts['seed']}"
     return push(folder, f"{cfg.push_to}/{name}", "model", f"{facts['variant']}, seed {facts['seed']}")
@@ -473,7 +439,6 @@ def finetune(
     rows: pd.DataFrame, # Trace rows
 ) -> Path: # Folder: weights or adapter (safetensors), tokenizer, log.parquet, training.json, README.md
     "Fine-tune `student` on `rows` and save it whole under `students/<student>/<variant>/seed-<n>`"
-    if cfg.report_to != "none": _check_curves(cfg)
     if cfg.push_to: token_for(f"{cfg.push_to}/student")
     tokenizer = tokenizer_of(cfg, student)
     folder = cfg.path("students", slug(student), variant, f"seed-{seed}")
@@ -496,15 +461,6 @@ def finetune(
     return folder
 
 
-def _check_curves(cfg: Settings):
-    "Look for the package that curves are sent with"
-    names = {"tensorboard": ("tensorboard", "tensorboardX")}.get(cfg.report_to, (cfg.report_to,))
-    if not any(map(importlib.util.find_spec, names)):
-        raise InputError(f"report_to = {cfg.report_to} needs the package {names[0]}: pip install {names[0]}, or set "
-                         "report_to = none.")
-
-
-def _longest(rows: pd.DataFrame, tokenizer) -> int:
-    "Tokens of the longest row"
-    characters = rows["question"].str.len() + rows["trace"].fillna("").str.len() + rows["response"].fillna("").str.len()
+def _longest(rows: pd.DataFrame, tokenizer) -> int: # in tokens
+    characters = rows[["question", "trace", "response"]].fillna("").map(len).sum(axis=1)
     return int(lengths(rows.loc[characters.nlargest(20).index], tokenizer).max())

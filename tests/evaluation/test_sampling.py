@@ -21,7 +21,7 @@ from smoltraces.evaluation.benchmarks import prompt, seal
 from smoltraces.schema import Problem
 from smoltraces.settings import InputError, load_settings
 from smoltraces.students.decoding import Answer, answers
-from smoltraces.students.models import check_adapter, embedded_student, find_weights, load_model, load_tokenizer
+from smoltraces.students.models import embedded_student, find_weights, load_model, load_tokenizer
 from smoltraces.students.sequences import add_think_tokens
 
 RANDOM = "embedded/random-llama"
@@ -240,24 +240,20 @@ def test_evaluation_takes_added_tokens(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changes, why", [
-    ({"hidden_size": 96}, "mlp.down_proj is 64 wide where the base's is 96"),
-    ({"num_key_value_heads": 4, "intermediate_size": 160}, "down_proj is 128 wide where the base's is 160"),
-    ({"num_hidden_layers": 3}, "it has 2 layers where the base has 3"),
-    ({"num_hidden_layers": 1}, "it changes model.layers.1.mlp.down_proj, which the base does not have")])
+    ({"hidden_size": 96}, "self_attn.q_proj.lora_A is (4, 64) where the base's is (4, 96)"),
+    ({"num_key_value_heads": 4, "intermediate_size": 160}, "down_proj.lora_A is (4, 128) where the base's is (4, 160)"),
+    ({"num_hidden_layers": 3}, "is not there where the base's is (4, "),
+    ({"num_hidden_layers": 1}, "where the base's is not there")])
 def test_an_adapter_of_another_architecture(changes, why, plain, tmp_path):
     other = tiny(tmp_path / "other", **changes)
     with pytest.raises(InputError, match=f"in seed-0 does not belong to the base other: .*{re.escape(why)}"):
         load_student(plain, base=other)
 
 
-def test_an_adapter_of_another_vocabulary(plain, tmp_path):
+def test_an_adapter_of_another_vocabulary(tmp_path):
     grown = adapter(RANDOM, tmp_path / "grown", think=True)
     with pytest.raises(InputError, match="knows 49154 tokens where the base knows 40000"):
         load_student(grown, base=tiny(tmp_path / "small", vocab_size=40000))
-    other = Path(shutil.copytree(plain, tmp_path / "other"))
-    shutil.copy(grown / "tokenizer.json", other)
-    with pytest.raises(InputError, match="no embeddings for the tokens that it added .<think>, </think>."):
-        check_adapter(str(embedded_student(RANDOM)), str(other))
 
 
 def test_a_padding_token_needs_no_embedding(tmp_path):
@@ -283,7 +279,7 @@ def test_folders_that_hold_no_student(plain, tmp_path):
     assert load_student(folder, base=RANDOM).name.endswith("seed-0")
     whole = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(InputError, match="seed-0/adapter_model.safetensors is not whole"):
+    with pytest.raises(InputError, match="weights in seed-0 are not whole"):
         load_student(folder, base=RANDOM)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(InputError, match="safetensors.*can run code"): load_student(folder, base=RANDOM)

@@ -325,8 +325,8 @@ def test_the_bar_in_a_terminal(capsys):
 
 @pytest.mark.parametrize("status, code, said", [
     (403, "GatedRepo", "is gated: accept its terms on its page at the hub and set HF_TOKEN"),
-    (404, "RepoNotFound", "does not know the student ana/student"),
-    (503, "", "did not give ana/student's config.json")])
+    (404, "RepoNotFound", "ana/student is not on the hub"),
+    (503, "", "ana/student cannot be fetched")])
 def test_a_hub_that_says_no(monkeypatch, status, code, said):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
