@@ -12,7 +12,6 @@ import math
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,18 +31,15 @@ def tokens_per_second(log: pd.DataFrame, last: int = 10) -> float: # NaN before 
 
 
 def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
-    "Loss and learning rate by step"
+    "Loss by step, on the rows of each step and on those held out"
     import matplotlib.pyplot as plt
-    figure, (loss, rate) = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=[2, 1], layout="constrained")
-    loss.plot(log["step"], log["loss"], marker="o", markersize=2.5, label="training")
+    figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axes.plot(log["step"], log["loss"], marker="o", markersize=2.5, label="training")
     if (held_out := log.dropna(subset="eval_loss")).size:
-        loss.plot(held_out["step"], held_out["eval_loss"], marker="s", linestyle="--", color="black", label="held out")
-        loss.legend(frameon=False)
-    loss.set(xlabel="optimizer step", ylabel="loss, assistant's tokens", title=title, ylim=(0, None))
-    rate.plot(log["step"], log["learning_rate"], color="gray")
-    rate.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (loss, rate): axes.spines[["top", "right"]].set_visible(False)
+        axes.plot(held_out["step"], held_out["eval_loss"], marker="s", linestyle="--", color="black", label="held out")
+        axes.legend(frameon=False)
+    axes.set(xlabel="optimizer step", ylabel="loss, assistant's tokens", title=title, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
@@ -125,8 +121,7 @@ def log_callback(
             if "eval_loss" in logs and rows: rows[-1]["eval_loss"] = float(logs["eval_loss"])
             if "loss" not in logs: return
             if not math.isfinite(logs["grad_norm"]): # before weights that are no numbers are saved
-                raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate, or "
-                                 "set precision = float32.")
+                raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate.")
             rows.append({"step": state.global_step, "loss": float(logs["loss"]),
                          "learning_rate": float(logs["learning_rate"]), "grad_norm": float(logs["grad_norm"]),
                          "tokens": before["tokens"] + int(logs.get("num_tokens", 0) or tokens_of()), "eval_loss": None,
@@ -147,21 +142,18 @@ def _first_decides(stop: bool, args) -> bool:
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
-    if threading.current_thread() is not threading.main_thread(): # which alone gets signals
-        yield lambda: False
-        return
-    flag, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    interrupts, before = [], signal.getsignal(signal.SIGINT)
 
     def note(number, frame):
-        flag.set()
+        interrupts.append(number)
         signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGINT, note)
-    try: yield flag.is_set
+    try: yield lambda: bool(interrupts)
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/students/43_callbacks.ipynb #0f69ec22
 def _row_names(batch: dict, names: dict[tuple, str]) -> list[str]:
-    "The problems in a batch of padded rows, or of rows laid end to end"
+    "Of padded rows, or of rows laid end to end"
     import torch
     rows = []
     for k, ids in enumerate(batch["input_ids"].cpu()):
@@ -177,7 +169,7 @@ class Guard:
         trainer,
         names: dict[tuple, str], # Token ids of a row: its problem
         advice: str, # What to lower where memory runs out
-        scratch: Path, # Where the trainer saves, for what a restart begins from
+        scratch: Path, # Where the trainer saves
     ):
         self.trainer, self.names, self.advice, self.scratch, self.tokens = trainer, names, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self
@@ -192,8 +184,7 @@ class Guard:
             self._end("Memory ran out", f"on a batch of {shape} tokens: {self.advice}")
         if not torch.isfinite(loss):
             rows = ", ".join(_row_names(batch, self.names)[:5])
-            self._end("The loss became no number", f"on the rows of {rows}: lower learning_rate, set precision = "
-                                                   "float32, or look at those rows")
+            self._end("The loss became no number", f"on the rows of {rows}: look at them, or lower learning_rate")
         self.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
         return loss
 

@@ -66,7 +66,7 @@ def _check_cache(model):
 
 # %% ../../nbs/students/45_decoding.ipynb #676942da
 def _attention(module, query, key, value, attention_mask, **options):
-    "transformers' `sdpa`, which for a single new token reads shared keys where they are"
+    "transformers' `sdpa`, but for a single new token shared keys are read where they are"
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if query.shape[2] > 1 or options.get("position_bias") is not None:
@@ -78,7 +78,6 @@ def _attention(module, query, key, value, attention_mask, **options):
 
 @contextmanager
 def _sharing_keys(model):
-    "Where it helps, the model attends by `_attention` inside this block"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
@@ -106,8 +105,7 @@ def choose(
     noise=None, # Rows: uniform in [0, 1); None: greedy
     temperature: float = 1.0,
     top_p: float = 1.0,
-): # Rows: token ids
-    "The next token of each row"
+): # Token ids, one a row
     if noise is None: return logits.argmax(-1)
     import torch
     chances = (logits.float() / temperature).softmax(-1)
@@ -155,7 +153,7 @@ class _Batch:
     cache: Any = None
 
     def _next_tokens(self, rows: list[_Row], cache, ids: list[list[int]], columns: int) -> list[_Row]:
-        "Give each row its next token; returns those that ended with it"
+        "Returns those that ended with it"
         import torch
         device = self.model.device
         where = torch.arange(columns, device=device)[None]
@@ -175,12 +173,11 @@ class _Batch:
         return ended
 
     def step(self) -> list[_Row]:
-        "One more token for every row"
         columns = self.cache.get_seq_length() + 1
         return self._next_tokens(self.rows, self.cache, [row.tokens[-1:] for row in self.rows], columns)
 
     def change(self, fresh: list[_Row]) -> list[_Row]:
-        "Remove the rows that ended and add others; returns those that ended at their first token"
+        "Rows that ended leave, others come; returns those that ended at their first token"
         from transformers import Cache
         places, ended, parts = [k for k, row in enumerate(self.rows) if not row.done], [], []
         if places: parts.append(([self.rows[k] for k in places], self.cache, places))
@@ -231,8 +228,8 @@ def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> l
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     longest, most = max(map(len, ids), default=0), getattr(model.config, "max_position_embeddings", None)
     if most and longest + max_new_tokens > most:
-        raise InputError(f"The model reads {most} tokens, but the longest prompt has {longest} and max_new_tokens = "
-                         f"{max_new_tokens}: set max_new_tokens to {most - longest} at most.")
+        raise InputError(f"The model reads {most} tokens and the longest prompt has {longest}: set max_new_tokens to "
+                         f"{most - longest} at most.")
     return ids
 
 
@@ -269,7 +266,7 @@ def answers(
                 if not memory_ran_out(error): raise
             if size == 1:
                 raise InputError("Memory runs out on a single problem (eval_batch_size is down to 1): lower "
-                                 f"max_new_tokens = {max_new_tokens}, or evaluate on a larger machine.")
+                                 f"max_new_tokens = {max_new_tokens}.")
             if size == batch_size: _log.warning("Memory ran out at %s problems a time: fewer from here on", size)
             size, batch = max(1, min(size, len(todo)) // 2), None
             on_shrink(size)

@@ -11,7 +11,7 @@ __all__ = ['GB', 'SHAPES', 'METHODS', 'PAPER', 'Shape', 'shape_of', 'shape', 'Me
 import contextlib
 import math
 import os
-import shutil
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -75,19 +75,17 @@ def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
 # %% ../../nbs/students/42_memory.ipynb #bec5bc1b
 def shape(
     student: str, # A hub id, a local folder or an embedded name
-    offline: bool = True, # Whether the hub may not be asked
+    offline: bool = True,
 ) -> Shape: # InputError where the student cannot be found or described
     "The shape of a student; no weights are read or downloaded"
     if student in SHAPES: return SHAPES[student]
-    place = locate(student, offline)
-    if Path(place).is_dir(): config = Path(place) / "config.json"
-    else:
+    config = Path(locate(student, offline)) / "config.json"
+    if not config.is_file():
         from huggingface_hub import hf_hub_download
-        config = Path(hf_hub_download(place, "config.json", local_files_only=True)) # `locate` has fetched it
+        config = Path(hf_hub_download(student, "config.json", local_files_only=True)) # `locate` has fetched it
     try: return shape_of(read_json(config))
     except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}): name a "
-                         "causal language model.") from None
+        raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}).") from None
 
 # %% ../../nbs/students/42_memory.ipynb #8c0dd827
 class Memory(NamedTuple):
@@ -122,32 +120,23 @@ def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # siz
     return s.parameters * (4 / shards + copy)
 
 
-def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: float, room: float) -> tuple:
+def _gpu_bytes(s: Shape, length: int, rows: int, size: int, trl: bool, other: float, room: float) -> tuple:
     "Of activations, logits and context; other: bytes of weights, gradients and moments"
-    tokens, trl = rows * length, engine == "trl"
+    tokens = rows * length
     inputs = (s.layers if trl else 2) * s.hidden * tokens * size
     layer = 2 * size * layer_activations(s, length, rows, masked=False) + 16 * s.hidden * tokens # float32 norms
     activations = layer + inputs + (3 * tokens**2 if trl else 0) # the mask as booleans, then as numbers
     context = 0.8 * GB + 0.05 * (other + activations)
     free = room - (other + activations + context)
-    logits = min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)) # half of what is free, 4 GB at most
-    return activations, logits, context
+    return activations, min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)), context
 
 
-def estimate(
-    s: Shape,
-    method: str = "full", # One of `METHODS`
-    length: int = 1024, # Tokens in the longest row
-    rows: int = 1, # In one forward pass: the micro batch
-    precision: str = "auto",
-    device: str = "cpu", # Or cuda
-    engine: str = "unsloth", # Or trl
-    rank: int = 32, # Of the adapter
-    think: str = "text", # tokens: an adapter run trains the embeddings too
-    shards: int = 1, # GPUs over which FSDP spreads weights, gradients and moments
-    room: float = math.inf, # GB that the device has: the chunks of the logits adapt to it
-) -> Memory:
-    "What one device needs at the peak of a training step, on the careful side"
+def estimate(s: Shape, method: str = "full", length: int = 1024, rows: int = 1, precision: str = "auto",
+             device: str = "cpu", engine: str = "unsloth", rank: int = 32, think: str = "text", shards: int = 1,
+             room: float = math.inf) -> Memory:
+    """What one device needs at the peak of a training step on `rows` rows of `length` tokens, on the careful side
+
+    `shards`: GPUs over which FSDP spreads weights; `room`: GB of the device, to which the chunks of the logits adapt"""
     size = 4 if precision == "float32" or precision == "auto" and device == "cpu" else 2
     adapter = 0 if method == "full" else s.adapter(rank) + (2 * s.vocabulary * s.hidden if think == "tokens" else 0)
     trainable = (adapter or s.parameters) / shards
@@ -159,23 +148,20 @@ def estimate(
         logits, workspace = 3 * 2**26, GB # chunks of 64 MB; libraries
     else:
         other = weights + 12 * trainable + gathered
-        activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine, other, room * GB)
+        activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine == "trl", other, room * GB)
     parts = weights, 4 * trainable, 8 * trainable, activations, logits, workspace + gathered
     return Memory(*(n / GB for n in parts))
 
 # %% ../../nbs/students/42_memory.ipynb #44f9db71
-def container_room(
-    root: Path = Path("/sys/fs/cgroup"),
-    own: Path = Path("/proc/self/cgroup"),
-) -> float: # Bytes; infinity where no limit is set
-    "What the limits of this process's control groups (version 2) leave; cached files will be given up"
+def container_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    "Bytes that the limits of this process's control groups (version 2) leave, its cache given up; or infinity"
     room, group = math.inf, root
     with contextlib.suppress(OSError): group = root / own.read_text().strip().removeprefix("0::/")
     for folder in (group, *group.parents):
-        with contextlib.suppress(OSError, ValueError, KeyError): # absent, or `max`
+        with contextlib.suppress(OSError, ValueError): # absent, or `max`
             most, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
-            statistics = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            room = min(room, max(0, most - used + int(statistics["inactive_file"])))
+            cached = re.search(r"(?m)^inactive_file (\d+)", (folder / "memory.stat").read_text())
+            room = min(room, max(0, most - used + int(cached[1] if cached else 0)))
     return room
 
 # %% ../../nbs/students/42_memory.ipynb #3bd5544c
@@ -189,15 +175,13 @@ class Card(NamedTuple):
 
 @cache
 def cards() -> tuple[Card, ...]:
-    "The NVIDIA GPUs that programs may use here, as the driver's own tool lists them: torch takes seconds to import"
-    tool, allowed = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if tool is None: return ()
+    "The NVIDIA GPUs that programs may use here, by the driver's own tool: torch takes seconds to import"
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"
-    try: lines = subprocess.run([tool, *query], capture_output=True, text=True, timeout=20).stdout.splitlines()
+    try: lines = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired): return ()
     rows = [[part.strip() for part in line.split(",")] for line in lines]
     rows = [row for row in rows if len(row) == 6 and row[3].isdigit() and row[4].isdigit()]
-    if allowed is not None:
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in allowed.split(",") if name.strip()]
         rows = [row for name in names for row in rows if name == row[0] or row[1].startswith(name)]
     return tuple(Card(name, float(total) / 1024, float(free) / 1024, driver) for *_, name, total, free, driver in rows)
@@ -251,7 +235,6 @@ class Fit(NamedTuple):
     def fits(self) -> bool: return self.needs.total <= self.has
 
     def sentence(self) -> str:
-        "What is needed, what there is, and what to do"
         plan = "method {method}, rows of {max_length} tokens, {micro_batch_size} at a time".format(**self.plan)
         return (f"Training {self.student} ({plan}) needs about {self.needs.total:.1f} GB and {self.device} has "
                 f"{self.has:.1f} GB free" + (f": {self.mend}." if self.mend else "."))
@@ -260,9 +243,9 @@ class Fit(NamedTuple):
 def fit(
     cfg: Settings,
     student: str,
-    longest: int | None = None, # Tokens of the longest training row; None: max_length
-    has: tuple[float, str] | None = None, # GB and a name, instead of what is `available`
-    gpus: int | None = None, # Instead of what torch counts
+    longest: int | None = None, # Row, in tokens; None: max_length
+    has: tuple[float, str] | None = None, # GB and a name; None: what is `available`
+    gpus: int | None = None, # None: what torch counts
 ) -> Fit:
     "What training `student` needs here, and the nearest settings that fit"
     gpus = gpu_count() if gpus is None else gpus

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'cache_folder', 'embedded_student', 'locate', 'switches', 'prepare', 'find_weights', 'free_memory',
-           'best_device', 'dtype_for', 'brings_tokens', 'check_adapter', 'load_tokenizer', 'load_model']
+           'best_device', 'dtype_for', 'brings_tokens', 'load_tokenizer', 'load_model']
 
 # %% ../../nbs/students/40_models.ipynb #1a7ea73d
 import gc
@@ -66,8 +66,7 @@ def embedded_student(
     name: str, # One of `EMBEDDED`
 ) -> Path: # With safetensors, config and tokenizer
     "The folder of an embedded student, converted on first use"
-    if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}, or name a "
-                                              "hub id or a local folder.")
+    if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}.")
     folder = cache_folder() / slug(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")): # one process converts, others wait
@@ -91,10 +90,9 @@ def _fetch_config(student: str):
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
     except (HfHubHTTPError, OSError) as e:
-        why = {GatedRepoError: "is gated: accept its terms on its page at the hub and set HF_TOKEN to a token of that "
-                               "account",
+        why = {GatedRepoError: "is gated: accept its terms on its page at the hub and set HF_TOKEN",
                RepositoryNotFoundError: "is not on the hub: mend `students`, or set HF_TOKEN if it is private"}.get(
-            type(e), f"cannot be fetched ({type(e).__name__}): check the network, or name a local folder")
+            type(e), f"cannot be fetched ({type(e).__name__}): check the network")
         raise InputError(f"Student {student} {why}.") from None
 
 
@@ -106,15 +104,12 @@ def locate(
     if student.startswith("embedded/"): return str(embedded_student(student))
     if Path(student).is_dir():
         if (Path(student) / "config.json").is_file(): return student
-        raise InputError(f"Student folder {Path(student).name} holds no config.json: name the folder that "
-                         "save_pretrained wrote.")
+        raise InputError(f"Student folder {Path(student).name} holds no config.json.")
     if not _is_hub_id(student):
-        raise InputError(f"Student {student!r} is neither a folder, nor a hub id (owner/name), nor embedded: mend "
-                         "`students`.")
+        raise InputError(f"Student {student!r} is neither a folder, nor a hub id (owner/name), nor embedded.")
     from huggingface_hub import try_to_load_from_cache
     if isinstance(try_to_load_from_cache(student, "config.json"), str): return student
-    if offline: raise InputError(f"Student {student} is not on this machine and the run is offline: set offline = "
-                                 "false, or name a local folder.")
+    if offline: raise InputError(f"Student {student} is not on this machine: set offline = false, or name a folder.")
     _fetch_config(student)
     return student
 
@@ -159,21 +154,20 @@ def find_weights(
     if not folder.is_dir(): return locate(name, offline), None
     if (folder / "adapter_config.json").is_file(): return _base_of(folder, base, offline), str(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter "
-                         "(adapter_config.json): name the folder of one trained student, such as students/…/ST/seed-0.")
+        raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter: name the folder of "
+                         "one trained student, such as students/…/ST/seed-0.")
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder.name} holds a config.json but no weights in safetensors: train or save it again.")
+        raise InputError(f"{folder.name} holds no weights in safetensors: train or save it again.")
     return str(folder), None
 
 
 def _base_of(folder: Path, base: str | None, offline: bool) -> str:
     if not (folder / "adapter_model.safetensors").is_file():
-        raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors: save it as safetensors, "
-                         "since a file of another kind can run code when it is read.")
+        raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors; a file of another kind can "
+                         "run code when it is read.")
     facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
     base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-    if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
-                                  "load_student(…, base=…).")
+    if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name its base.")
     return locate(base, offline)
 
 # %% ../../nbs/students/40_models.ipynb #0a1baf08
@@ -208,44 +202,29 @@ def brings_tokens(adapter: str) -> bool:
     return any(".lora_" not in name for name in _shapes(adapter))
 
 
-def _matrices(shapes) -> dict[str, tuple]:
-    "Of LoRA alone, by the name of the layer and A or B"
-    return {".".join(name.split(".")[2:]).removesuffix(".weight").removesuffix(".default"): tuple(shape)
-            for name, shape in shapes if ".lora_A." in name or ".lora_B." in name}
-
-
-def check_adapter(
-    base: str, # Folder or hub id
-    adapter: str, # Folder
-    revision: str | None = None, # Commit of a base on the hub
-) -> int: # Rows of the base's embeddings that the adapter needs
-    "Refuse an adapter that was not trained on this base: an InputError says what does not fit"
-    import torch
+def _with_adapter(model, adapter: str): # InputError where the adapter was trained on another base
     from peft import PeftConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
-    config, shapes = AutoConfig.from_pretrained(base, revision=revision or "main"), _shapes(adapter)
-    with torch.device("meta"): skeleton = AutoModelForCausalLM.from_config(config) # without its numbers
-    rows = skeleton.get_input_embeddings().weight.shape[0]
-    own_rows = max((shape[0] for name, shape in shapes.items() if name.endswith(("embed_tokens.weight",
-                                                                                 "lm_head.weight"))), default=rows)
-    skeleton = get_peft_model(skeleton, PeftConfig.from_pretrained(adapter), low_cpu_mem_usage=True)
-    theirs, ours = _matrices(shapes.items()), _matrices((n, w.shape) for n, w in skeleton.named_parameters())
-    odd = [f"its {name} is {theirs.get(name, 'not there')} where the base's is {ours.get(name, 'not there')}"
-           for name in ours | theirs if ours.get(name) != theirs.get(name)]
-    if not 0 <= own_rows - rows <= 512: odd.append(f"it knows {own_rows} tokens where the base knows {rows}")
-    if odd: raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base {Path(base).name}: "
-                             f"{odd[0]}; name the base that it was trained on, or train it again.")
-    return own_rows
+    before = len(model.get_input_embeddings().weight)
+    rows = max([before, *(shape[0] for name, shape in _shapes(adapter).items()
+                          if name.endswith(("embed_tokens.weight", "lm_head.weight")))])
+    if rows > before: model.resize_token_embeddings(rows, mean_resizing=False)
+    try:
+        model = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+        odd = sum(model.load_adapter(adapter, "default"), []) # missing and unexpected
+        if rows - before <= 512 and not any(".lora_" in name for name in odd): return model
+    except (RuntimeError, ValueError): pass # of another width, or without the layers that it changes
+    raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base "
+                     f"{Path(model.config._name_or_path).name}: name the base that it was trained on.")
 
 # %% ../../nbs/students/40_models.ipynb #ba306d79
 def load_tokenizer(
-    base: str, # Folder or hub id
+    base: str,
     adapter: str | None = None, # Folder, whose own tokenizer comes first
-    revision: str | None = None, # Commit of a base on the hub
+    revision: str | None = None,
 ):
     "The tokenizer of a student, which pads on the left"
     from transformers import AutoTokenizer
-    if adapter and any((Path(adapter) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if adapter and any(Path(adapter).glob("tokenizer*.json")):
         return AutoTokenizer.from_pretrained(adapter, padding_side="left")
     return AutoTokenizer.from_pretrained(base, revision=revision or "main", padding_side="left")
 
@@ -266,14 +245,10 @@ def load_model(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=UserWarning, module="peft") # its advice is meant for whoever trains
         try:
-            rows = check_adapter(base, adapter, revision) if adapter else 0
             model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
                                                          use_safetensors=True)
+            if adapter: model = _with_adapter(model, adapter)
         except SafetensorError:
             raise InputError(f"The weights in {Path(adapter or base).name} are not whole: train or download them "
                              "again.") from None
-        if adapter:
-            from peft import PeftModel
-            if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
-            model = PeftModel.from_pretrained(model, adapter)
     return model.to(device).eval()

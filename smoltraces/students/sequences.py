@@ -39,15 +39,14 @@ def _texts(row: Mapping[str, Any], tokenizer, student: str = "this student") -> 
     start = whole.rfind(answer, 0, max(stop, 0))
     if stop < 0 or whole[stop + len(end):].strip() or (start >= 0 and whole[start + len(answer):stop].strip()):
         raise InputError(f"The chat template of {student} does not end an answer with its end token {end!r}: set "
-                         "tokenizer.eos_token to the token that it writes there.")
+                         "tokenizer.eos_token to what it writes there.")
     between = whole[:max(start, 0)].rpartition(question)[2]
     opening = prompt.rpartition(question)[2]
     lead = between.removeprefix(opening)
     if start < 0 or question not in whole[:start] or question not in prompt or not between.startswith(opening) or \
             re.sub(r"</?think>|\s", "", lead):
-        raise InputError(f"The chat template of {student} does not write question and answer as they are, thinking "
-                         "included, or opens an answer otherwise in a prompt than in a conversation: name another "
-                         "student.")
+        raise InputError(f"The chat template of {student} changes question or answer (thinking included), or opens an "
+                         "answer otherwise in a prompt: name another student.")
     return prompt, lead + whole[start:stop]
 
 # %% ../../nbs/students/41_sequences.ipynb #54093026
@@ -130,7 +129,7 @@ _mends = {"chat_template": "one of three roles, or name an instruction-tuned stu
 
 
 def check_tokenizer(tokenizer, student: str) -> None:
-    "Whether rows can be written with this tokenizer, and the student can learn where to stop"
+    "An InputError where rows cannot be written, or the student cannot learn where to stop"
     for name, mend in _mends.items():
         if getattr(tokenizer, name) is None:
             raise InputError(f"The tokenizer of {student} has no {name}: set tokenizer.{name} to {mend}.")
@@ -161,8 +160,7 @@ def _checked(rows: pd.DataFrame) -> list[dict[str, Any]]:
         columns = ["question", "answer", "response"] + ["trace"] * (row.get("variant", "ST-NT") != "ST-NT")
         for column in columns:
             if isinstance(row.get(column), str) and row[column].strip(): continue
-            raise InputError(f"Training row {k} (id {row.get('id', 'unknown')}) has no {column}: build the data again, "
-                             "or leave that row out.")
+            raise InputError(f"Training row {k} (id {row.get('id', 'unknown')}) has no {column}: build the data again.")
     return records
 
 
@@ -176,7 +174,7 @@ LIMITS = (512, 1024, 2048, 4096, 8192, 16384)
 
 def lost(
     lengths: np.ndarray,
-    limits: Sequence[int] = LIMITS, # In tokens
+    limits: Sequence[int] = LIMITS,
 ) -> pd.DataFrame: # max_length, lost (rows), share (of the rows), tokens_kept (share of the tokens)
     "What each maximum length would cost, were the longer rows dropped"
     kept = [lengths[lengths <= limit] for limit in limits]

@@ -32,7 +32,7 @@ from .sequences import add_pad, add_think_tokens, check_tokenizer, encode, lengt
 class Recipe(NamedTuple):
     "What belongs to one student"
     learning_rate: float # Peak of the cosine schedule
-    origin: str # Where it is known from
+    origin: str
 
 
 _paper = "the paper (grade B)"
@@ -45,7 +45,7 @@ RECIPES = {
 
 
 def recipe_of(student: str) -> Recipe | None: # None where nothing is known
-    "The recipe of a student"
+    "A mirror or a copy is known by its last part"
     by_name = {name.rpartition("/")[2].lower(): recipe for name, recipe in RECIPES.items()}
     return by_name.get(student.rstrip("/").rpartition("/")[2].lower())
 
@@ -54,27 +54,25 @@ def learning_rate(cfg: Settings, student: str) -> float: # InputError where neit
     "The settings', or else the student's own"
     if cfg.learning_rate is not None: return cfg.learning_rate
     if recipe := recipe_of(student): return recipe.learning_rate
-    raise InputError(f"No learning rate is known for {student}: set learning_rate, e.g. 1e-5 for a model of 32B and "
-                     "6e-5 for one of 3B.")
+    raise InputError(f"No learning rate is known for {student}: set learning_rate, such as 6e-5 for 3B parameters.")
 
 # %% ../../nbs/students/44_training.ipynb #e006ec53
 OPEN = {
-    "method": "full or LoRA is not stated: full is the plainest reading; LoRA and QLoRA where memory is short",
+    "method": "full or LoRA is not stated: full is the plainest reading; adapters where memory is short",
     "warmup_ratio": "the first steps of a fresh AdamW are its noisiest",
     "weight_decay": "a few epochs over verified rows are little reason to pull pretrained weights to zero",
     "batch_size": "rows in one optimizer step; the paper's 8 GPUs suggest tens, a laptop takes 4",
     "max_length": "in tokens; the histogram of 3_finetune shows how many rows each length would lose",
-    "too_long": "a trace cut in its middle teaches to stop thinking, so such rows are dropped rather",
+    "too_long": "a trace cut in its middle teaches to stop thinking",
     "lora_rank": "on every linear layer; lora_alpha is twice that by default",
-    "think": "the students' tokenizers know no `<think>`; as plain text it needs no new embedding"}
+    "think": "the students' tokenizers know no `<think>`; plain text needs no new embedding"}
 
 
 def chosen(cfg: Settings, student: str): # A pandas Styler: value and reason by setting
-    "What this run trains `student` with, each value with its reason"
+    "What this run trains `student` with"
     recipe = recipe_of(student)
     why = "set by hand" if cfg.learning_rate is not None or recipe is None else recipe.origin
-    rows = {"learning_rate": (learning_rate(cfg, student), why),
-            "epochs": (cfg.epochs, "5 in the paper (grade B)"),
+    rows = {"learning_rate": (learning_rate(cfg, student), why), "epochs": (cfg.epochs, "5 in " + _paper),
             **{key: (getattr(cfg, key), reason) for key, reason in OPEN.items()}}
     return pd.DataFrame(rows, index=["value", "reason"]).T.astype(str).style.set_uuid("chosen")
 
@@ -87,7 +85,7 @@ class Layout(NamedTuple):
     micro: int # Rows at a time on one device
     accumulated: int # … so many times in one step
     packed: bool # Laid end to end, or padded
-    precision: str # float32, bfloat16 or float16
+    precision: str
     sharded: bool # Whether weights are spread over the processes
 
 
@@ -99,8 +97,7 @@ def _precision(cfg: Settings, gpus: int) -> str:
         raise InputError(f"This GPU ({torch.cuda.get_device_name()}) has no bfloat16: set precision = float16 for an "
                          "adapter, or float32.")
     if cfg.precision == "float16" and cfg.method == "full":
-        raise InputError("precision = float16 overflows when all weights are trained: set method = lora, or precision "
-                         "= float32.")
+        raise InputError("precision = float16 overflows when all weights are trained: set method = lora.")
     if cfg.precision != "float32" and not gpus:
         raise InputError(f"precision = {cfg.precision} needs a GPU: set precision = auto.")
     return cfg.precision
@@ -111,13 +108,12 @@ def layout(cfg: Settings) -> Layout: # InputError where the settings do not go t
     import torch
     gpus = torch.cuda.device_count()
     processes = cfg.processes or max(1, gpus)
-    if gpus and processes > gpus: raise InputError(f"processes = {processes}, but there are {gpus} GPUs: lower it, or "
-                                                   "set 0 for one process a GPU.")
+    if gpus and processes > gpus: raise InputError(f"processes = {processes}, but there are {gpus} GPUs: lower it.")
     if cfg.method == "qlora" and not gpus: raise InputError("method = qlora needs an NVIDIA GPU: set method = lora.")
     precision, sharded = _precision(cfg, gpus), cfg.method == "full" and processes > 1 and gpus > 0
     micro = cfg.micro_batch_size or max(1, cfg.batch_size // processes)
     if cfg.batch_size % (micro * processes):
-        raise InputError(f"batch_size = {cfg.batch_size} cannot be had in steps of micro_batch_size = {micro} rows on "
+        raise InputError(f"batch_size = {cfg.batch_size} is not made up of micro_batch_size = {micro} rows on each of "
                          f"{processes} processes: make it a multiple of {micro * processes}.")
     engine, why = cfg.engine, "as set"
     if sharded and engine == "unsloth": engine, why = "trl", "Unsloth does not shard whole weights over devices"
@@ -137,10 +133,10 @@ def hold_out(rows: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]: #
 def order(
     lengths: np.ndarray, # Tokens of each row
     epochs: float,
-    batch_size: int, # Rows in one step
+    batch_size: int,
     seed: int,
-) -> np.ndarray: # Indices of rows, for all epochs; every row once an epoch
-    "The order in which rows are trained on"
+) -> np.ndarray: # Indices of rows
+    "The order in which rows are trained on, each once an epoch"
     rng, batches = np.random.default_rng(seed), []
     for epoch in range(math.ceil(epochs)):
         rows = rng.permutation(len(lengths))
@@ -154,7 +150,7 @@ def order(
 
 # %% ../../nbs/students/44_training.ipynb #1b20798c
 def tokenizer_of(cfg: Settings, student: str): # Of transformers
-    "A student's own tokenizer, in a process that is going to train"
+    "A student's tokenizer, in a process that is going to train"
     for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
     prepare(cfg)
     if cfg.engine == "unsloth": import unsloth  # noqa: F401, I001 - it must be the first
@@ -236,19 +232,9 @@ def _checkpointing(how: Layout) -> dict:
     return {"gradient_checkpointing": twice}
 
 
-def trainer_of(
-    cfg: Settings,
-    model,
-    tokenizer,
-    rows, # Dataset of input_ids and labels, in the order of training
-    held_out, # The same of rows that are not trained on, or None
-    how: Layout,
-    rate: float, # Learning rate
-    seed: int,
-    scratch: Path, # Where checkpoints go
-    name: str = "", # Of the run, where curves are sent
-): # trl.SFTTrainer
-    "A trainer that goes through `rows` once, in their order"
+def trainer_of(cfg: Settings, model, tokenizer, rows, held_out, how: Layout, rate: float, seed: int, scratch: Path,
+               name: str = ""): # trl.SFTTrainer
+    "A trainer that goes once through `rows`, a Dataset of input_ids and labels, and saves in `scratch`"
     import torch
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -259,10 +245,10 @@ def trainer_of(
         gradient_accumulation_steps=how.accumulated, learning_rate=rate, lr_scheduler_type="cosine",
         warmup_steps=cfg.warmup_ratio, weight_decay=cfg.weight_decay,
         optim="adamw_torch_fused" if gpu else "adamw_torch",
-        max_length=None if how.packed else cfg.max_length, padding_free=how.packed, seed=seed, data_seed=seed,
+        max_length=None if how.packed else cfg.max_length, padding_free=how.packed, seed=seed,
         dataset_kwargs={"skip_prepare_dataset": True}, completion_only_loss=False, dataset_num_proc=1,
         per_device_eval_batch_size=how.micro, eval_strategy="no" if held_out is None else "steps",
-        eval_steps=max(1, steps // 8), logging_steps=1, logging_first_step=True,
+        eval_steps=max(1, steps // 8), logging_steps=1,
         save_strategy="no", save_total_limit=1, report_to=cfg.report_to, disable_tqdm=True, use_cpu=not gpu,
         bf16=how.precision == "bfloat16", fp16=how.precision == "float16", **_checkpointing(how))
     trainer = SFTTrainer(model=model, processing_class=tokenizer, train_dataset=rows, eval_dataset=held_out, args=args)
@@ -271,29 +257,28 @@ def trainer_of(
     return trainer
 
 # %% ../../nbs/students/44_training.ipynb #e5a75975
-STOP = "stop" # a file beside the checkpoints that asks several processes to end
+STOP = "stop" # file beside the checkpoints that asks several processes to end
 _decisive = ("method", "epochs", "batch_size", "warmup_ratio", "weight_decay", "lora_rank", "lora_alpha", "max_length",
              "too_long", "think", "precision", "holdout")
 
 
 def _basis(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame) -> dict:
-    "What a checkpoint belongs to"
     text = json.dumps(rows[["id", "trace", "response"]].fillna("").values.tolist())
     return {"student": student, "variant": variant, "seed": seed, "learning_rate": learning_rate(cfg, student),
             **{key: getattr(cfg, key) for key in _decisive}, "rows": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
-    "A folder for checkpoints: empty, or with those of the same run"
+    "Empty, or with the checkpoints of the same run"
     if last_checkpoint(scratch) is None: shutil.rmtree(scratch, ignore_errors=True)
     else:
         before = read_json(scratch / "basis.json")
         changes = [key for key in basis if before.get(key) != basis[key]]
         if changes:
             was = ", ".join(f"{key} = {before.get(key)}" for key in changes if key != "rows")
-            raise InputError(f"The checkpoint of {basis['student']} on {basis['variant']} with seed {basis['seed']} is "
-                             f"of another run ({was or 'other training rows'}): set that back, or delete "
-                             f"{scratch.relative_to(cfg.path()).as_posix()} in {cfg.out}/{cfg.profile} to begin anew.")
+            raise InputError(f"The checkpoint of {basis['student']} on {basis['variant']} is of another run "
+                             f"({was or 'other training rows'}): set that back, or delete "
+                             f"{scratch.relative_to(cfg.path()).as_posix()} in {cfg.out}/{cfg.profile}.")
     scratch.mkdir(parents=True, exist_ok=True)
     (scratch / STOP).unlink(missing_ok=True) # of a run that was interrupted
     write_json(scratch / "basis.json", basis)
@@ -306,16 +291,16 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
     model, tokenizer = load(cfg, student, seed, how)
     train, held_out = hold_out(rows, cfg.holdout)
     encoded, counts = encode(train, tokenizer, cfg.max_length, cfg.too_long)
-    columns = ["input_ids", "labels"] # that the trainer reads
-    evaluated = None
+    name, columns, evaluated = f"{slug(student)}-{variant}-seed-{seed}", ["input_ids", "labels"], None
     if len(held_out): evaluated = encode(held_out, tokenizer, cfg.max_length, cfg.too_long)[0].select_columns(columns)
-    name = f"{slug(student)}-{variant}-seed-{seed}"
     os.environ["TENSORBOARD_LOGGING_DIR"] = str(cfg.path("curves", name)) # which it only takes from there
     sequence = encoded.select(order(np.array(encoded["length"]), cfg.epochs, cfg.batch_size, seed))
     trainer = trainer_of(cfg, model, tokenizer, sequence.select_columns(columns), evaluated, how, rate, seed, scratch,
                          name)
     problems = {tuple(ids): id for ids, id in zip(encoded["input_ids"], encoded["id"], strict=True)}
-    guard = Guard(trainer, problems, _memory_advice(cfg, how), scratch)
+    advice = f"set micro_batch_size = {how.micro // 2}" if how.micro > 1 else \
+        "set method = lora" if cfg.method == "full" else f"lower max_length = {cfg.max_length}"
+    guard = Guard(trainer, problems, advice, scratch)
     checkpoint = last_checkpoint(scratch)
     log = read_log(checkpoint) if checkpoint else []
     resumed_at = log[-1]["step"] if log else None
@@ -336,11 +321,6 @@ def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFr
             "resumed_at": resumed_at, **_results(log), "seconds": round(time.time() - start, 1), **_machine(how)}
 
 
-def _memory_advice(cfg: Settings, how: Layout) -> str:
-    if how.micro > 1: return f"set micro_batch_size = {how.micro // 2}"
-    return "set method = lora" if cfg.method == "full" else f"lower max_length = {cfg.max_length}"
-
-
 def _results(log: pd.DataFrame) -> dict:
     last, eval_losses = log.iloc[-1], log["eval_loss"].dropna()
     return {"steps": int(last["step"]), "tokens": int(last["tokens"]), "final_loss": float(last["loss"]),
@@ -357,7 +337,6 @@ def _machine(how: Layout) -> dict:
 
 # %% ../../nbs/students/44_training.ipynb #0e89ac83
 def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path, show) -> dict:
-    "`_train` in as many processes as there are devices"
     from torch.multiprocessing import ProcessRaisedException, start_processes
     for name in ("rows.json", "facts.json"): (scratch / name).unlink(missing_ok=True)
     n = layout(cfg).processes
@@ -381,14 +360,14 @@ def _launch(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataF
 
 def worker(rank: int, n: int, port: int, cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame,
            scratch: Path):
-    "What each of `n` processes does; torch ends them with the one that starts them"
+    "What each of `n` processes does"
     from torch.serialization import register_package
     with open(scratch / "output.txt", "a") as output:
         for stream in (1, 2): os.dup2(output.fileno(), stream)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     prepare(cfg.model_copy(update={"threads": cfg.threads or 1}))
-    # where several processes on a CPU go on from a checkpoint, transformers has torch load to cpu:0
+    # of several processes on a CPU, transformers has torch load a checkpoint to cpu:0
     register_package(11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
     def show(rows, steps): write_json(scratch / "rows.json", {"rows": rows, "steps": steps})
@@ -412,15 +391,11 @@ def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
     data = ModelCardData(base_model=base if "/" in base and not base.startswith("embedded/") else None,
                          library_name="transformers" if settings["method"] == "full" else "peft",
                          pipeline_tag="text-generation", tags=["smoltraces", "reasoning", "distillation"])
-    rows = {"training set": facts["variant"], "rows": n,
-            **{key: facts[key] for key in ("held_out", "dropped", "cut", "seed", "learning_rate", "steps", "final_loss",
-                                           "engine", "device", "precision", "processes")},
-            **{key: settings[key] for key in ("method", "lora_rank", "epochs", "batch_size", "warmup_ratio")},
-            **facts["versions"]}
+    rows = {"rows of the training set": n, **{key: value for key, value in facts.items() if key != "settings"},
+            **{key: settings[key] for key in ("method", "lora_rank", "epochs", "batch_size", "warmup_ratio")}}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
-                      "Trained by SmolTraces, a replay of “Style over Substance: Distilled Language Models Reason "
-                      "Via Stylistic Replication”, to compare training sets. It is evidence, not a product: it was not "
-                      "made safe, and sets such as ST-HC-W teach wrong answers on purpose.", "",
+                      "Trained by SmolTraces to compare training sets. It is evidence, not a product: it was not made "
+                      "safe, and sets such as ST-HC-W teach wrong answers on purpose.", "",
                       "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""])
 
 
@@ -434,9 +409,9 @@ def push_student(cfg: Settings, folder: Path) -> str: # The address of the commi
 def finetune(
     cfg: Settings,
     student: str, # A name that `locate` knows
-    variant: str, # Which training set `rows` are
+    variant: str, # What `rows` are
     seed: int, # Of the data order and of a new adapter's weights
-    rows: pd.DataFrame, # Trace rows
+    rows: pd.DataFrame, # Of `trace_schema`
 ) -> Path: # Folder: weights or adapter (safetensors), tokenizer, log.parquet, training.json, README.md
     "Fine-tune `student` on `rows` and save it whole under `students/<student>/<variant>/seed-<n>`"
     if cfg.push_to: token_for(f"{cfg.push_to}/student")

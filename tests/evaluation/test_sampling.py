@@ -239,20 +239,17 @@ def test_evaluation_takes_added_tokens(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="tokens of its own.*backend = hf"): Vllm(cfg, RANDOM, "ST", 0)
 
 
-@pytest.mark.parametrize("changes, why", [
-    ({"hidden_size": 96}, "self_attn.q_proj.lora_A is (4, 64) where the base's is (4, 96)"),
-    ({"num_key_value_heads": 4, "intermediate_size": 160}, "down_proj.lora_A is (4, 128) where the base's is (4, 160)"),
-    ({"num_hidden_layers": 3}, "is not there where the base's is (4, "),
-    ({"num_hidden_layers": 1}, "where the base's is not there")])
-def test_an_adapter_of_another_architecture(changes, why, plain, tmp_path):
-    other = tiny(tmp_path / "other", **changes)
-    with pytest.raises(InputError, match=f"in seed-0 does not belong to the base other: .*{re.escape(why)}"):
-        load_student(plain, base=other)
+@pytest.mark.parametrize("changes", [
+    {"hidden_size": 96}, {"num_key_value_heads": 4, "intermediate_size": 160}, {"num_hidden_layers": 3},
+    {"num_hidden_layers": 1}])
+def test_an_adapter_of_another_architecture(changes, plain, tmp_path):
+    with pytest.raises(InputError, match="in seed-0 does not belong to the base other: name the base"):
+        load_student(plain, base=tiny(tmp_path / "other", **changes))
 
 
 def test_an_adapter_of_another_vocabulary(tmp_path):
     grown = adapter(RANDOM, tmp_path / "grown", think=True)
-    with pytest.raises(InputError, match="knows 49154 tokens where the base knows 40000"):
+    with pytest.raises(InputError, match="in grown does not belong to the base small"):
         load_student(grown, base=tiny(tmp_path / "small", vocab_size=40000))
 
 
@@ -275,7 +272,7 @@ def test_folders_that_hold_no_student(plain, tmp_path):
     (folder / "training.json").unlink()
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    with pytest.raises(InputError, match=r"does not say what it was trained on.*base=…"): load_student(folder)
+    with pytest.raises(InputError, match="does not say what it was trained on.*base=…"): load_student(folder)
     assert load_student(folder, base=RANDOM).name.endswith("seed-0")
     whole = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(whole[:len(whole) // 2])
