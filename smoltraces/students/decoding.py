@@ -38,7 +38,7 @@ def _layer():
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
-        "Keys and values of one attention layer, of which the first `length` columns are filled"
+        "Of whose columns the first `length` are filled"
         length = 0
 
         def hold(self, keys: list, values: list, width: int):

@@ -36,10 +36,10 @@ class Shape(NamedTuple):
     hidden: int # Width of the residual stream
     intermediate: int # Width of the feed-forward block
     heads: int
-    kv_heads: int # Fewer than `heads` where queries share keys and values
+    kv_heads: int
     head_size: int
     vocabulary: int
-    tied: bool # Whether input embeddings and output head are one matrix
+    tied: bool # Input embeddings and output head are one matrix
 
     @property
     def embeddings(self) -> int: return self.vocabulary * self.hidden * (1 if self.tied else 2)
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
-    "The shape that a config.json describes: a dense decoder, or one with experts"
+    "What a config.json describes: a dense decoder, or one with experts"
     c = {**config, **config.get("text_config", {})}
     hidden, layers, heads, vocabulary, intermediate = (c[k] for k in (
         "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"))
@@ -73,16 +73,13 @@ def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
     return Shape(parameters, layers, hidden, intermediate, heads, kv_heads, head_size, vocabulary, tied)
 
 # %% ../../nbs/students/42_memory.ipynb #bec5bc1b
-def shape(
-    student: str, # A hub id, a local folder or an embedded name
-    offline: bool = True,
-) -> Shape: # InputError where the student cannot be found or described
-    "The shape of a student; no weights are read or downloaded"
+def shape(student: str, offline: bool = True) -> Shape: # InputError where it cannot be found or described
+    "No weights are read or downloaded"
     if student in SHAPES: return SHAPES[student]
     config = Path(locate(student, offline)) / "config.json"
     if not config.is_file():
         from huggingface_hub import hf_hub_download
-        config = Path(hf_hub_download(student, "config.json", local_files_only=True)) # `locate` has fetched it
+        config = Path(hf_hub_download(student, "config.json", local_files_only=True))
     try: return shape_of(read_json(config))
     except (KeyError, TypeError, AttributeError) as e:
         raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}).") from None
@@ -95,7 +92,7 @@ class Memory(NamedTuple):
     optimizer: float
     activations: float
     logits: float
-    workspace: float # Libraries, the CUDA context, what the allocator cannot use
+    workspace: float # Libraries, the CUDA context, the allocator's loss
 
     @property
     def total(self) -> float: return sum(self)
@@ -169,7 +166,7 @@ class Card(NamedTuple):
     "A GPU"
     name: str
     gb: float
-    free: float # GB
+    free: float
     driver: str
 
 
@@ -202,7 +199,7 @@ def available(device: str) -> tuple[float, str]: # GB, and the name of the devic
 
 # %% ../../nbs/students/42_memory.ipynb #d38001a5
 def _plans(cfg: Settings, longest: int, gpus: int):
-    "The settings as they are, then others, the nearest first"
+    "The settings, then others, the nearest first"
     processes, last = cfg.processes or max(1, gpus), "qlora" if gpus else "lora"
     methods = METHODS[METHODS.index(cfg.method):METHODS.index(last) + 1] or (cfg.method,)
     for method in methods:
@@ -229,7 +226,7 @@ class Fit(NamedTuple):
     needs: Memory
     has: float # GB
     device: str
-    mend: str # The nearest settings that fit; blank where these do
+    mend: str # The nearest settings that fit
 
     @property
     def fits(self) -> bool: return self.needs.total <= self.has
@@ -240,14 +237,9 @@ class Fit(NamedTuple):
                 f"{self.has:.1f} GB free" + (f": {self.mend}." if self.mend else "."))
 
 # %% ../../nbs/students/42_memory.ipynb #24826790
-def fit(
-    cfg: Settings,
-    student: str,
-    longest: int | None = None, # Row, in tokens; None: max_length
-    has: tuple[float, str] | None = None, # GB and a name; None: what is `available`
-    gpus: int | None = None, # None: what torch counts
-) -> Fit:
-    "What training `student` needs here, and the nearest settings that fit"
+def fit(cfg: Settings, student: str, longest: int | None = None, has: tuple[float, str] | None = None,
+        gpus: int | None = None) -> Fit:
+    "By default for rows of max_length tokens, the memory (GB, name) that is `available`, the GPUs that torch counts"
     gpus = gpu_count() if gpus is None else gpus
     room, device = has or available("cuda" if gpus else "cpu")
     s = shape(student, cfg.offline)
@@ -261,17 +253,14 @@ def fit(
 
 
 def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memory:
-    "Refuse what cannot fit: an InputError names the nearest settings that do"
+    "An InputError names the nearest settings that do"
     result = fit(cfg, student, longest)
     if not result.fits: raise InputError(result.sentence())
     return result.needs
 
 # %% ../../nbs/students/42_memory.ipynb #fb736db4
-def doctor_rows(
-    cfg: Settings,
-    gpus: tuple[Card, ...] = (), # As `cards` lists them
-) -> list[dict]: # student, method, max_length, needs (GB), has (GB), device, fits, mend; None where nothing is known
-    "Whether each student of a profile can be trained on this machine, and what to change where not"
+def doctor_rows(cfg: Settings, gpus: tuple[Card, ...] = ()) -> list[dict]:
+    "Of each student: student, method, max_length, needs (GB), has (GB), device, fits, mend; None: nothing is known"
     fullest, rows = min(gpus, key=lambda card: card.free, default=None), []
     has = (fullest.free, fullest.name) if fullest else available("cpu")
     for student in cfg.students:
@@ -287,12 +276,8 @@ def doctor_rows(
 PAPER = tuple(name for name in SHAPES if not name.startswith("embedded/"))
 
 
-def needs_table(
-    students: tuple[str, ...] = PAPER,
-    lengths: tuple[int, ...] = LIMITS,
-    **options, # For `estimate`
-) -> pd.DataFrame: # student, method, length, gb
-    "What each student needs on one GPU, by method and length"
-    return pd.DataFrame([(name, method, n, estimate(shape(name), method, n, **{"device": "cuda", **options}).total)
-                         for name in students for method in METHODS for n in lengths],
+def needs_table(**options) -> pd.DataFrame: # student, method, length, gb; options are those of `estimate`
+    "What each of the paper's students needs on one GPU"
+    return pd.DataFrame([(name, method, n, estimate(SHAPES[name], method, n, device="cuda", **options).total)
+                         for name in PAPER for method in METHODS for n in LIMITS],
                         columns=["student", "method", "length", "gb"])

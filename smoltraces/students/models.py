@@ -61,11 +61,9 @@ def _randomise(pretrained: Path, folder: Path):
         LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-# %% ../../nbs/students/40_models.ipynb #389bdf36
-def embedded_student(
-    name: str, # One of `EMBEDDED`
-) -> Path: # With safetensors, config and tokenizer
-    "The folder of an embedded student, converted on first use"
+
+def embedded_student(name: str) -> Path: # With safetensors, config and tokenizer
+    "The folder of one of `EMBEDDED`, converted on first use"
     if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}.")
     folder = cache_folder() / slug(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +83,7 @@ def embedded_student(
 
 # %% ../../nbs/students/40_models.ipynb #4140db9f
 def _fetch_config(student: str):
-    "So that an error comes before gigabytes are downloaded"
+    "An error is to come before gigabytes are downloaded"
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
@@ -99,8 +97,8 @@ def _fetch_config(student: str):
 def locate(
     student: str, # A hub id, a local folder or an embedded name
     offline: bool = True, # Whether a hub id must be in the hub's cache
-) -> str: # A local folder, or a hub id
-    "What `from_pretrained` takes for this student; an InputError where it cannot work"
+) -> str: # What `from_pretrained` takes: a local folder, or a hub id
+    "An InputError says why it cannot be had"
     if student.startswith("embedded/"): return str(embedded_student(student))
     if Path(student).is_dir():
         if (Path(student) / "config.json").is_file(): return student
@@ -127,7 +125,7 @@ def switches(cfg: Settings) -> dict[str, str]: # Environment variables that are 
 
 
 def prepare(cfg: Settings):
-    "What must be set before torch, unsloth and the hub client are imported or used"
+    "Before torch, unsloth and the hub client are imported"
     os.environ.update(switches(cfg))
     import torch
     if cfg.threads: torch.set_num_threads(cfg.threads)
@@ -144,8 +142,8 @@ def _hub_adapter(name: str, offline: bool) -> Path | None: # None where the name
 
 def find_weights(
     student: str | Path, # An embedded name, a hub id, or a folder with whole weights or an adapter
-    base: str | None = None, # What an adapter was trained on; by default what its folder says
-    offline: bool = True, # Whether the hub may not be asked
+    base: str | None = None, # What an adapter was trained on; None: what its folder says
+    offline: bool = True,
 ) -> tuple[str, str | None]: # Folder or hub id of the whole weights; folder of the adapter
     "Where a student's weights are; raises InputError where that folder holds none"
     name = str(student)
@@ -198,7 +196,7 @@ def _shapes(adapter: str) -> dict[str, list[int]]:
 
 
 def brings_tokens(adapter: str) -> bool:
-    "Whether an adapter's folder holds embeddings besides, since tokens were added"
+    "Whether an adapter's folder holds embeddings, since tokens were added"
     return any(".lora_" not in name for name in _shapes(adapter))
 
 
@@ -217,12 +215,8 @@ def _with_adapter(model, adapter: str): # InputError where the adapter was train
                      f"{Path(model.config._name_or_path).name}: name the base that it was trained on.")
 
 # %% ../../nbs/students/40_models.ipynb #ba306d79
-def load_tokenizer(
-    base: str,
-    adapter: str | None = None, # Folder, whose own tokenizer comes first
-    revision: str | None = None,
-):
-    "The tokenizer of a student, which pads on the left"
+def load_tokenizer(base: str, adapter: str | None = None, revision: str | None = None):
+    "An adapter's own tokenizer, or its base's; it pads on the left"
     from transformers import AutoTokenizer
     if adapter and any(Path(adapter).glob("tokenizer*.json")):
         return AutoTokenizer.from_pretrained(adapter, padding_side="left")
@@ -232,7 +226,7 @@ def load_tokenizer(
 def load_model(
     base: str, # Folder or hub id
     adapter: str | None = None, # Folder
-    device: str | None = None, # As torch names it; by default the first GPU, or the CPU
+    device: str | None = None, # As torch names it; None: `best_device`
     revision: str | None = None, # Commit of a base on the hub
 ): # In evaluation mode; raises InputError where they do not go together
     "A student's model, its adapter in place"

@@ -54,7 +54,7 @@ IGNORED = -100 # a label that the loss does not look at
 
 
 class Encoded(NamedTuple):
-    "A training row as token ids; of the same length"
+    "A training row as token ids"
     input_ids: Sequence[int]
     labels: Sequence[int] # The same, -100 over the prompt
 
@@ -71,11 +71,8 @@ def _tokenised(rows: list[Mapping[str, Any]], tokenizer, size: int = 1000) -> It
             yield Encoded([*prompt, *answer], [IGNORED] * len(prompt) + answer)
 
 
-def encode_row(
-    row: Mapping[str, Any] | pd.Series, # A row of `trace_schema`
-    tokenizer, # One that passed `check_tokenizer`
-) -> Encoded: # The prompt, not learnt; the answer and the token that ends it, learnt
-    "The tokens and labels of a training row"
+def encode_row(row: Mapping[str, Any] | pd.Series, tokenizer) -> Encoded:
+    "A row of `trace_schema`: its prompt, not learnt; the answer and the token that ends it, learnt"
     return next(_tokenised([row], tokenizer))
 
 
@@ -87,7 +84,7 @@ def loss_text(labels: Encoded | Sequence[int], tokenizer) -> str: # Special toke
 # %% ../../nbs/students/41_sequences.ipynb #4d7e1603
 class Mask(NamedTuple):
     "A training row with its loss mask in sight, where HTML is shown"
-    given: str # The prompt, at which the loss does not look
+    given: str # The prompt
     learnt: str # The answer, with the token that ends it
     n_given: int # Tokens
     n_learnt: int
@@ -102,7 +99,7 @@ class Mask(NamedTuple):
 
 
 def show_mask(row: Mapping[str, Any] | pd.Series, tokenizer) -> Mask:
-    "A training row as the student reads it: what is given, what is learnt, where it ends"
+    "What is given, what is learnt, where it ends"
     ids, labels = encode_row(row, tokenizer)
     n = sum(label == IGNORED for label in labels) # all before the first that is learnt
     given, learnt = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:n], ids[n:]))
@@ -113,7 +110,7 @@ _pads = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|PAD_
 
 
 def add_pad(tokenizer) -> None:
-    "Where no padding token is set, or the end token is, take one that the vocabulary holds in reserve"
+    "Where none is set, or the end token is, take one that the vocabulary holds in reserve"
     if tokenizer.pad_token not in (None, tokenizer.eos_token): return
     vocabulary = tokenizer.added_tokens_encoder
     tokenizer.pad_token = next((t for t in _pads if t in vocabulary and t != tokenizer.eos_token), tokenizer.pad_token)
@@ -165,18 +162,15 @@ def _checked(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def lengths(rows: pd.DataFrame, tokenizer) -> np.ndarray: # Tokens of each row
-    "How long each training row is, from the first token of the prompt to the one that ends the answer"
+    "From the first token of the prompt to the one that ends the answer"
     return np.array([len(encoded.labels) for encoded in _tokenised(_checked(rows), tokenizer)])
 
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
-def lost(
-    lengths: np.ndarray,
-    limits: Sequence[int] = LIMITS,
-) -> pd.DataFrame: # max_length, lost (rows), share (of the rows), tokens_kept (share of the tokens)
-    "What each maximum length would cost, were the longer rows dropped"
+def lost(lengths: np.ndarray, limits: Sequence[int] = LIMITS) -> pd.DataFrame:
+    "What each max_length would cost: rows lost, their share, and the share of tokens kept"
     kept = [lengths[lengths <= limit] for limit in limits]
     return pd.DataFrame({"max_length": limits, "lost": [len(lengths) - len(k) for k in kept],
                          "share": [1 - len(k) / len(lengths) for k in kept],
@@ -184,7 +178,7 @@ def lost(
 
 # %% ../../nbs/students/41_sequences.ipynb #0b6119df
 def plot_lengths(lengths: np.ndarray, max_length: int):
-    "A histogram of the rows' lengths, those beyond `max_length` in red; returns the matplotlib figure"
+    "A matplotlib figure: those beyond `max_length` in red"
     import matplotlib.pyplot as plt
     long = lengths > max_length
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
@@ -199,8 +193,8 @@ def plot_lengths(lengths: np.ndarray, max_length: int):
 # %% ../../nbs/students/41_sequences.ipynb #246a9859
 class Counts(NamedTuple):
     "What became of the rows"
-    rows: int # Given
-    dropped: int # Left out, since they were too long
+    rows: int # In all
+    dropped: int # Too long
     cut: int # Kept with a shorter trace
 
 
@@ -225,7 +219,7 @@ def encode(
     max_length: int, # In tokens
     too_long: str = "drop", # Or cut
 ): # A Dataset (input_ids, labels, length, id), and Counts
-    "The training set that the trainer gets; raises InputError naming a row that lacks a column, or where none is left"
+    "The training set; raises InputError naming a row that lacks a column, or where none is left"
     from datasets import Dataset
     records, dataset, cut, longest = _checked(rows), [], 0, 0
     for row, encoded in zip(records, _tokenised(records, tokenizer), strict=True):

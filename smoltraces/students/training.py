@@ -57,34 +57,25 @@ def learning_rate(cfg: Settings, student: str) -> float: # InputError where neit
     raise InputError(f"No learning rate is known for {student}: set learning_rate, such as 6e-5 for 3B parameters.")
 
 # %% ../../nbs/students/44_training.ipynb #e006ec53
-OPEN = {
-    "method": "full or LoRA is not stated: full is the plainest reading; adapters where memory is short",
-    "warmup_ratio": "the first steps of a fresh AdamW are its noisiest",
-    "weight_decay": "a few epochs over verified rows are little reason to pull pretrained weights to zero",
-    "batch_size": "rows in one optimizer step; the paper's 8 GPUs suggest tens, a laptop takes 4",
-    "max_length": "in tokens; the histogram of 3_finetune shows how many rows each length would lose",
-    "too_long": "a trace cut in its middle teaches to stop thinking",
-    "lora_rank": "on every linear layer; lora_alpha is twice that by default",
-    "think": "the students' tokenizers know no `<think>`; plain text needs no new embedding"}
+OPEN = ("method", "warmup_ratio", "weight_decay", "batch_size", "max_length", "too_long", "lora_rank", "think")
 
 
-def chosen(cfg: Settings, student: str): # A pandas Styler: value and reason by setting
+def chosen(cfg: Settings, student: str): # A pandas Styler: value and meaning by setting
     "What this run trains `student` with"
-    recipe = recipe_of(student)
-    why = "set by hand" if cfg.learning_rate is not None or recipe is None else recipe.origin
-    rows = {"learning_rate": (learning_rate(cfg, student), why), "epochs": (cfg.epochs, "5 in " + _paper),
-            **{key: (getattr(cfg, key), reason) for key, reason in OPEN.items()}}
-    return pd.DataFrame(rows, index=["value", "reason"]).T.astype(str).style.set_uuid("chosen")
+    recipe = None if cfg.learning_rate is not None else recipe_of(student)
+    rows = {"learning_rate": (learning_rate(cfg, student), recipe.origin if recipe else "set by hand"),
+            **{key: (getattr(cfg, key), type(cfg).model_fields[key].description) for key in ("epochs", *OPEN)}}
+    return pd.DataFrame(rows, index=["value", "meaning"]).T.astype(str).style.set_uuid("chosen")
 
 # %% ../../nbs/students/44_training.ipynb #ecc4ef2f
 class Layout(NamedTuple):
     "How a run is spread over devices"
-    engine: str # unsloth or trl
+    engine: str
     why: str # This engine
     processes: int
     micro: int # Rows at a time on one device
     accumulated: int # … so many times in one step
-    packed: bool # Laid end to end, or padded
+    packed: bool # Or padded
     precision: str
     sharded: bool # Whether weights are spread over the processes
 
@@ -153,7 +144,7 @@ def tokenizer_of(cfg: Settings, student: str): # Of transformers
     "A student's tokenizer, in a process that is going to train"
     for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
     prepare(cfg)
-    if cfg.engine == "unsloth": import unsloth  # noqa: F401, I001 - it must be the first
+    if cfg.engine == "unsloth": import unsloth  # noqa: F401, I001 - before transformers
     from transformers import AutoTokenizer
     return _checked(AutoTokenizer.from_pretrained(locate(student, cfg.offline)), student)
 
@@ -172,7 +163,7 @@ def _recompute(how: Layout):
 
 def _unsloth_base(cfg: Settings, student: str, how: Layout):
     import torch
-    from unsloth import FastLanguageModel  # must come before transformers, peft and trl
+    from unsloth import FastLanguageModel
     mixed = {"float32_mixed_precision": True} if cfg.method == "full" and torch.cuda.is_available() else {}
     return FastLanguageModel.from_pretrained(
         locate(student, cfg.offline), max_seq_length=cfg.max_length, dtype=getattr(torch, how.precision),
@@ -286,7 +277,7 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
 # %% ../../nbs/students/44_training.ipynb #baa18b78
 def _train(cfg: Settings, student: str, variant: str, seed: int, rows: pd.DataFrame, scratch: Path,
            show) -> dict | None:
-    "Train, leave the weights in `scratch`/final, and return the facts; None in all processes but the first"
+    "Leave the weights in `scratch`/final, and return the facts; None in all processes but the first"
     start, how, rate = time.time(), layout(cfg), learning_rate(cfg, student)
     model, tokenizer = load(cfg, student, seed, how)
     train, held_out = hold_out(rows, cfg.holdout)
@@ -385,14 +376,13 @@ def merge(cfg: Settings, student: str, folder: Path) -> Path: # Its folder `merg
 
 
 def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
-    "The model card of a trained student"
     from huggingface_hub import ModelCardData
     base, settings = facts["student"], facts["settings"]
     data = ModelCardData(base_model=base if "/" in base and not base.startswith("embedded/") else None,
                          library_name="transformers" if settings["method"] == "full" else "peft",
                          pipeline_tag="text-generation", tags=["smoltraces", "reasoning", "distillation"])
     rows = {"rows of the training set": n, **{key: value for key, value in facts.items() if key != "settings"},
-            **{key: settings[key] for key in ("method", "lora_rank", "epochs", "batch_size", "warmup_ratio")}}
+            **{key: settings[key] for key in ("epochs", *OPEN)}}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
                       "Trained by SmolTraces to compare training sets. It is evidence, not a product: it was not made "
                       "safe, and sets such as ST-HC-W teach wrong answers on purpose.", "",
@@ -400,7 +390,7 @@ def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
 
 
 def push_student(cfg: Settings, folder: Path) -> str: # The address of the commit
-    "Push it to `cfg.push_to`, as a private repository named after what it is"
+    "To `cfg.push_to`, as a private repository named after what it is"
     facts = read_json(folder / "training.json")
     name = f"{slug(facts['student']).rpartition('--')[2]}-{facts['variant']}-seed-{facts['seed']}"
     return push(folder, f"{cfg.push_to}/{name}", "model", f"{facts['variant']}, seed {facts['seed']}")
@@ -408,12 +398,12 @@ def push_student(cfg: Settings, folder: Path) -> str: # The address of the commi
 # %% ../../nbs/students/44_training.ipynb #edede51a
 def finetune(
     cfg: Settings,
-    student: str, # A name that `locate` knows
-    variant: str, # What `rows` are
+    student: str,
+    variant: str,
     seed: int, # Of the data order and of a new adapter's weights
     rows: pd.DataFrame, # Of `trace_schema`
 ) -> Path: # Folder: weights or adapter (safetensors), tokenizer, log.parquet, training.json, README.md
-    "Fine-tune `student` on `rows` and save it whole under `students/<student>/<variant>/seed-<n>`"
+    "Fine-tune `student` and save it whole under `students/<student>/<variant>/seed-<n>`"
     if cfg.push_to: token_for(f"{cfg.push_to}/student")
     tokenizer = tokenizer_of(cfg, student)
     folder = cfg.path("students", slug(student), variant, f"seed-{seed}")

@@ -272,7 +272,7 @@ def test_folders_that_hold_no_student(plain, tmp_path):
     (folder / "training.json").unlink()
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    with pytest.raises(InputError, match="does not say what it was trained on.*base=…"): load_student(folder)
+    with pytest.raises(InputError, match="does not say what it was trained on"): load_student(folder)
     assert load_student(folder, base=RANDOM).name.endswith("seed-0")
     whole = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(whole[:len(whole) // 2])
