@@ -92,14 +92,11 @@ def _step(checkpoint: Path) -> int: return int(checkpoint.name.rpartition("-")[2
 def read_log(checkpoint: Path) -> list[dict]: return read_json(checkpoint / LOG)["rows"]
 
 # %% ../../nbs/students/43_callbacks.ipynb #ffd3a45f
-def log_callback(
-    show: Callable[[list[dict], int], None], # Called with the rows so far and the steps in all
-    rows: list[dict], # Of a run that goes on; grows
-    tokens_of: Callable[[], int], # Tokens since this process began, where trl does not count them
-    minutes: float = 0, # Between checkpoints; 0: none
-    stop: Callable[[], bool] = lambda: False, # Whether to save a checkpoint and end
-):
-    "A callback for transformers' Trainer"
+def log_callback(show: Callable[[list[dict], int], None], rows: list[dict], tokens_of: Callable[[], int],
+                 minutes: float = 0, stop: Callable[[], bool] = lambda: False):
+    """A callback for transformers' Trainer: it shows `rows`, which grow, and the steps in all
+
+    A checkpoint is saved after so many `minutes` and before a `stop`; `tokens_of` counts where trl does not"""
     from transformers import TrainerCallback
     before = rows[-1] if rows else {"tokens": 0, "seconds": 0.0}
 
@@ -120,10 +117,10 @@ def log_callback(
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "eval_loss" in logs and rows: rows[-1]["eval_loss"] = float(logs["eval_loss"])
             if "loss" not in logs: return
-            if not math.isfinite(logs["grad_norm"]): # before weights that are no numbers are saved
+            row = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}
+            if not math.isfinite(row["grad_norm"]): # before weights that are no numbers are saved
                 raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate.")
-            rows.append({"step": state.global_step, "loss": float(logs["loss"]),
-                         "learning_rate": float(logs["learning_rate"]), "grad_norm": float(logs["grad_norm"]),
+            rows.append({"step": state.global_step, **row,
                          "tokens": before["tokens"] + int(logs.get("num_tokens", 0) or tokens_of()), "eval_loss": None,
                          "seconds": round(before["seconds"] + time.time() - self.start, 3), "memory_gb": memory_gb()})
             if state.is_world_process_zero: show(rows, state.max_steps)
@@ -152,43 +149,24 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/students/43_callbacks.ipynb #0f69ec22
-def _row_names(batch: dict, names: dict[tuple, str]) -> list[str]:
-    "Of padded rows, or of rows laid end to end"
-    import torch
-    rows = []
-    for k, ids in enumerate(batch["input_ids"].cpu()):
-        if "attention_mask" in batch: rows.append(ids[batch["attention_mask"][k].bool().cpu()])
-        else: rows += torch.tensor_split(ids, (batch["position_ids"][k] == 0).nonzero()[1:, 0].cpu())
-    return [names[ids] for ids in (tuple(row.tolist()) for row in rows) if ids in names]
-
-
 class Guard:
     "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends, where, and what to do"
-    def __init__(
-        self,
-        trainer,
-        names: dict[tuple, str], # Token ids of a row: its problem
-        advice: str, # What to lower where memory runs out
-        scratch: Path, # Where the trainer saves
-    ):
-        self.trainer, self.names, self.advice, self.scratch, self.tokens = trainer, names, advice, scratch, 0
+    def __init__(self, trainer, advice: str, scratch: Path): # advice: what to lower where memory runs out
+        self.trainer, self.advice, self.scratch, self.tokens = trainer, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self
 
     def __call__(self, model, inputs, *args, **kwargs): # Tensor of the loss; InputError where it is not finite
         import torch
-        batch = dict(inputs)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         try: loss = self.training_step(model, inputs, *args, **kwargs)
         except (RuntimeError, MemoryError) as e:
             if not memory_ran_out(e): raise
-            shape = " × ".join(map(str, batch["input_ids"].shape))
-            self._end("Memory ran out", f"on a batch of {shape} tokens: {self.advice}")
-        if not torch.isfinite(loss):
-            rows = ", ".join(_row_names(batch, self.names)[:5])
-            self._end("The loss became no number", f"on the rows of {rows}: look at them, or lower learning_rate")
-        self.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+            self._end("Memory ran out", f" on a batch of {' × '.join(map(str, ids.shape))} tokens: {self.advice}")
+        if not torch.isfinite(loss): self._end("The loss became no number", ": lower learning_rate")
+        self.tokens += ids.numel() if mask is None else int(mask.sum())
         return loss
 
     def _end(self, what: str, why: str):
         checkpoint = last_checkpoint(self.scratch)
         restart = f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
-        raise InputError(f"{what} at step {self.trainer.state.global_step + 1} {why}. {restart}") from None
+        raise InputError(f"{what} at step {self.trainer.state.global_step + 1}{why}. {restart}") from None

@@ -100,12 +100,8 @@ def _likeliest(chances, top_p: float):
     return chances.where(chances >= top.gather(-1, n - 1), 0)
 
 
-def choose(
-    logits, # Rows × vocabulary
-    noise=None, # Rows: uniform in [0, 1); None: greedy
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-): # Token ids, one a row
+def choose(logits, noise=None, temperature: float = 1.0, top_p: float = 1.0): # Token ids, one a row
+    "Of logits (rows × vocabulary) by noise (rows; uniform in [0, 1)), or greedily"
     if noise is None: return logits.argmax(-1)
     import torch
     chances = (logits.float() / temperature).softmax(-1)

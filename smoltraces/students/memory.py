@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GB', 'SHAPES', 'METHODS', 'PAPER', 'Shape', 'shape_of', 'shape', 'Memory', 'layer_activations', 'estimate',
-           'container_room', 'Card', 'cards', 'gpu_count', 'available', 'Fit', 'fit', 'check_fits', 'doctor_rows',
+           'container_room', 'gpu_count', 'available', 'Card', 'cards', 'Fit', 'fit', 'check_fits', 'doctor_rows',
            'needs_table']
 
 # %% ../../nbs/students/42_memory.ipynb #6da5904a
@@ -49,7 +49,7 @@ class Shape(NamedTuple):
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
         return self.layers * rank * (2 * (2 * self.hidden + queries + keys) + 3 * (self.hidden + self.intermediate))
 
-# %% ../../nbs/students/42_memory.ipynb #fe20c931
+
 SHAPES = {
     "meta-llama/Llama-3.2-3B-Instruct": Shape(3_212_749_824, 28, 3072, 8192, 24, 8, 128, 128_256, True),
     "mistralai/Ministral-8B-Instruct-2410": Shape(8_019_808_256, 36, 4096, 12_288, 32, 8, 128, 131_072, False),
@@ -161,6 +161,20 @@ def container_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
             room = min(room, max(0, most - used + int(cached[1] if cached else 0)))
     return room
 
+
+def gpu_count() -> int:
+    "GPUs on which torch can train here"
+    import torch
+    return torch.cuda.device_count()
+
+
+def available(device: str) -> tuple[float, str]: # GB, and the name of the device
+    "The memory that is free for training"
+    if device == "cpu": return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
+    import torch
+    free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
+    return free / GB, torch.cuda.get_device_name(fullest)
+
 # %% ../../nbs/students/42_memory.ipynb #3bd5544c
 class Card(NamedTuple):
     "A GPU"
@@ -183,20 +197,6 @@ def cards() -> tuple[Card, ...]:
         rows = [row for name in names for row in rows if name == row[0] or row[1].startswith(name)]
     return tuple(Card(name, float(total) / 1024, float(free) / 1024, driver) for *_, name, total, free, driver in rows)
 
-# %% ../../nbs/students/42_memory.ipynb #7f31a2a7
-def gpu_count() -> int:
-    "GPUs on which torch can train here"
-    import torch
-    return torch.cuda.device_count()
-
-
-def available(device: str) -> tuple[float, str]: # GB, and the name of the device
-    "The memory that is free for training"
-    if device == "cpu": return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
-    import torch
-    free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
-    return free / GB, torch.cuda.get_device_name(fullest)
-
 # %% ../../nbs/students/42_memory.ipynb #d38001a5
 def _plans(cfg: Settings, longest: int, gpus: int):
     "The settings, then others, the nearest first"
@@ -210,13 +210,6 @@ def _plans(cfg: Settings, longest: int, gpus: int):
                 yield dict(method=method, processes=p, micro_batch_size=micro, max_length=longest)
     while (longest := longest // 2) >= 256:
         yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=longest)
-
-
-def _needs(cfg: Settings, s: Shape, plan: dict, room: float, gpus: int) -> Memory:
-    shards = plan["processes"] if gpus and plan["method"] == "full" else 1
-    device, engine = "cuda" if gpus else "cpu", "trl" if shards > 1 else cfg.engine
-    return estimate(s, plan["method"], plan["max_length"], plan["micro_batch_size"], cfg.precision, device, engine,
-                    cfg.lora_rank, cfg.think, shards, room)
 
 
 class Fit(NamedTuple):
@@ -243,13 +236,19 @@ def fit(cfg: Settings, student: str, longest: int | None = None, has: tuple[floa
     gpus = gpu_count() if gpus is None else gpus
     room, device = has or available("cuda" if gpus else "cpu")
     s = shape(student, cfg.offline)
+
+    def needs(plan: dict) -> Memory:
+        shards = plan["processes"] if gpus and plan["method"] == "full" else 1
+        return estimate(s, plan["method"], plan["max_length"], plan["micro_batch_size"], cfg.precision,
+                        "cuda" if gpus else "cpu", "trl" if shards > 1 else cfg.engine, cfg.lora_rank, cfg.think,
+                        shards, room)
     first, *others = _plans(cfg, min(longest or cfg.max_length, cfg.max_length), gpus)
-    needs, mend = _needs(cfg, s, first, room, gpus), ""
-    if needs.total > room:
-        plan = next((plan for plan in others if _needs(cfg, s, plan, room, gpus).total <= room), None)
+    mend = ""
+    if needs(first).total > room:
+        plan = next((plan for plan in others if needs(plan).total <= room), None)
         mend = ("set " + " and ".join(f"{k} = {v}" for k, v in plan.items() if v != first[k]) if plan else
                 "choose a smaller student" + ("" if gpus else ", or a machine with a GPU"))
-    return Fit(student, first, needs, room, device, mend)
+    return Fit(student, first, needs(first), room, device, mend)
 
 
 def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memory:
@@ -258,7 +257,7 @@ def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memor
     if not result.fits: raise InputError(result.sentence())
     return result.needs
 
-# %% ../../nbs/students/42_memory.ipynb #fb736db4
+
 def doctor_rows(cfg: Settings, gpus: tuple[Card, ...] = ()) -> list[dict]:
     "Of each student: student, method, max_length, needs (GB), has (GB), device, fits, mend; None: nothing is known"
     fullest, rows = min(gpus, key=lambda card: card.free, default=None), []

@@ -170,14 +170,12 @@ def _base_of(folder: Path, base: str | None, offline: bool) -> str:
 
 # %% ../../nbs/students/40_models.ipynb #0a1baf08
 def free_memory():
-    "Free what nothing refers to any more"
     import torch
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 
 def best_device() -> str:
-    "The first GPU where there is one, else the CPU"
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 

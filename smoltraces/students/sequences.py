@@ -90,12 +90,9 @@ class Mask(NamedTuple):
     n_learnt: int
 
     def _repr_html_(self):
-        looks = {"given": "color:#767680", "learnt": "background:#2a9d8f55"}
-        texts = zip(looks.items(), (self.given, self.learnt), (self.n_given, self.n_learnt), strict=True)
-        spans = (f'<span style="{look}" title="{kind}: {n:,} tokens">{html.escape(visible(text))}</span>'
-                 for (kind, look), text, n in texts)
-        return ('<div class="tex2jax_ignore mathjax_ignore" style="max-width:62em;white-space:pre-wrap;line-height:1.6;'
-                f'overflow-wrap:anywhere;max-height:36em;overflow:auto">{"".join(spans)}</div>')
+        given, learnt = (html.escape(visible(text)) for text in (self.given, self.learnt))
+        return (f'<pre style="white-space:pre-wrap;max-height:36em;overflow:auto"><span style="color:#767680">{given}'
+                f'</span><span style="background:#2a9d8f55">{learnt}</span></pre>')
 
 
 def show_mask(row: Mapping[str, Any] | pd.Series, tokenizer) -> Mask:
@@ -118,8 +115,6 @@ def add_pad(tokenizer) -> None:
 
 _probe = {"id": "probe", "question": "What is 2 + 2?", "choices": None, "trace": "Wait, let me add.\n\nIt is 4.",
           "response": r"The sum is \boxed{4}."}
-
-
 _mends = {"chat_template": "one of three roles, or name an instruction-tuned student",
           "eos_token": "the token with which its chat template ends an answer",
           "pad_token": "one that its text never holds, such as a reserved one"}
@@ -176,17 +171,15 @@ def lost(lengths: np.ndarray, limits: Sequence[int] = LIMITS) -> pd.DataFrame:
                          "share": [1 - len(k) / len(lengths) for k in kept],
                          "tokens_kept": [k.sum() / lengths.sum() for k in kept]})
 
-# %% ../../nbs/students/41_sequences.ipynb #0b6119df
+
 def plot_lengths(lengths: np.ndarray, max_length: int):
     "A matplotlib figure: those beyond `max_length` in red"
     import matplotlib.pyplot as plt
     long = lengths > max_length
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
-    axes.hist([lengths[~long], lengths[long]], bins=min(40, max(1, np.ptp(lengths))), stacked=True,
-              color=["#2a9d8f", "#c1440e"])
+    axes.hist([lengths[~long], lengths[long]], bins=40, stacked=True, color=["#2a9d8f", "#c1440e"])
     axes.set(xlabel="tokens in a row", ylabel="rows",
              title=f"{long.sum():,} of {len(lengths):,} rows are longer than {max_length:,} tokens")
-    axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
@@ -213,13 +206,8 @@ def _cut(row: dict[str, Any], tokenizer, max_length: int) -> Encoded | None:
     return None
 
 
-def encode(
-    rows: pd.DataFrame, # Of `trace_schema`
-    tokenizer, # One that passed `check_tokenizer`
-    max_length: int, # In tokens
-    too_long: str = "drop", # Or cut
-): # A Dataset (input_ids, labels, length, id), and Counts
-    "The training set; raises InputError naming a row that lacks a column, or where none is left"
+def encode(rows: pd.DataFrame, tokenizer, max_length: int, too_long: str = "drop"):
+    "The training set (input_ids, labels, length, id), and `Counts`; an InputError names a row that lacks a column"
     from datasets import Dataset
     records, dataset, cut, longest = _checked(rows), [], 0, 0
     for row, encoded in zip(records, _tokenised(records, tokenizer), strict=True):
