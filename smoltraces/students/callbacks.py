@@ -31,7 +31,6 @@ def tokens_per_second(log: pd.DataFrame, last: int = 10) -> float: # NaN before 
 
 
 def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
-    "Loss by step, on the rows of each step and on those held out"
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
     axes.plot(log["step"], log["loss"], marker="o", markersize=2.5, label="training")
@@ -45,7 +44,7 @@ def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
 
 # %% ../../nbs/students/43_callbacks.ipynb #8cd59084
 def memory_gb() -> float:
-    "Most memory this process has used so far, in GB: of the GPU where there is one"
+    "This process's peak so far, in GB: of the GPU where there is one"
     import torch
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -57,7 +56,6 @@ class Progress:
     def __init__(self, title: str): self.title, self.bar, self.figure, self.last_draw = title, None, None, time.time()
 
     def __call__(self, rows: list[dict], steps: int):
-        "Show the rows so far, of `steps` to come in all"
         from tqdm.auto import tqdm
         step, log = rows[-1]["step"], pd.DataFrame(rows)
         if self.bar is None: self.bar = tqdm(total=steps, initial=step - 1, desc=self.title, unit="step")
@@ -81,7 +79,7 @@ class Progress:
 LOG = "log.json" # in each checkpoint
 
 
-def last_checkpoint(folder: Path) -> Path | None: # None where nothing whole is there
+def last_checkpoint(folder: Path) -> Path | None:
     "The newest checkpoint that a trainer finished in its folder"
     return max((path.parent for path in folder.glob(f"checkpoint-*/{LOG}")), key=_step, default=None)
 
@@ -135,7 +133,7 @@ def _first_decides(stop: bool, args) -> bool:
     torch.distributed.broadcast(answer, src=0)
     return bool(answer.item())
 
-# %% ../../nbs/students/43_callbacks.ipynb #ffd3a460
+
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
@@ -150,7 +148,7 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an
 
 # %% ../../nbs/students/43_callbacks.ipynb #0f69ec22
 class Guard:
-    "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends, where, and what to do"
+    "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends and what to do"
     def __init__(self, trainer, advice: str, scratch: Path): # advice: what to lower where memory runs out
         self.trainer, self.advice, self.scratch, self.tokens = trainer, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self

@@ -91,7 +91,7 @@ def _sharing_keys(model):
 
 # %% ../../nbs/students/45_decoding.ipynb #4c88a7e4
 def _likeliest(chances, top_p: float):
-    "Zero for all but the likeliest tokens that make up `top_p`; rows × vocabulary"
+    "Zero for all but the likeliest tokens that make up `top_p`"
     for k in (256, chances.shape[-1]): # a whole vocabulary takes longer to sort than the model to run
         top = chances.topk(min(k, chances.shape[-1])).values
         reached = top.double().cumsum(-1)
@@ -114,8 +114,8 @@ def choose(logits, noise=None, temperature: float = 1.0, top_p: float = 1.0): # 
 class Answer(NamedTuple):
     "What a model wrote"
     output: str # Without special tokens
-    n_tokens: int # Generated, with the one that ended it
-    truncated: bool # Whether it was cut off at `max_new_tokens`
+    n_tokens: int # With the one that ended it
+    truncated: bool # At `max_new_tokens`
 
 
 @dataclass
@@ -129,7 +129,7 @@ class _Row:
 
 
 def _by_length(rows: list[_Row]) -> list[list[_Row]]:
-    "Groups of nearly the same length, longest first: what pads a prompt is computed too"
+    "Longest first; what pads a prompt is computed too"
     groups = []
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
         if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
@@ -141,7 +141,7 @@ def _by_length(rows: list[_Row]) -> list[list[_Row]]:
 class _Batch:
     model: Any
     ends: set[int] # tokens that end an answer
-    limit: int # tokens of an answer at most
+    limit: int # of tokens
     temperature: float
     top_p: float
     on_token: Callable[[int, int], None]
@@ -211,11 +211,11 @@ def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
 
 # %% ../../nbs/students/45_decoding.ipynb #d6cc258d
 _log = logging.getLogger("smoltraces")
-_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # of torch's allocators
+_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def memory_ran_out(error: Exception) -> bool:
-    "Whether torch or Python lacked memory, for which torch has no one class"
+    "Torch has no one class for it"
     return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(
         words in str(error) for words in _complaints)
 
@@ -233,15 +233,15 @@ def answers(
     model, # A transformers causal language model
     tokenizer,
     prompts: Sequence[str], # With what special tokens they need: none is added
-    max_new_tokens: int, # Longest answer
+    max_new_tokens: int,
     batch_size: int, # At most; halved when memory runs out
-    temperature: float = 0.0, # 0: greedy
+    temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
-    on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size
-    on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a prompt's index and a token
+    on_shrink: Callable[[int], None] = lambda size: None, # With the new batch size
+    on_token: Callable[[int, int], None] = lambda i, token: None, # With a prompt's index
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
-    "Answer all prompts; raises InputError where a single one does not fit"
+    "Raises InputError where a single one does not fit"
     import torch
     _check_cache(model)
     ids, eos = _encoded(model, tokenizer, prompts, max_new_tokens), model.generation_config.eos_token_id
@@ -258,7 +258,7 @@ def answers(
                     text = tokenizer.decode(row.tokens, skip_special_tokens=True)
                     yield row.index, Answer(text, len(row.tokens), row.tokens[-1] not in ends)
                 continue
-            except Exception as error: # kept beyond this block, it would keep the tensors
+            except Exception as error: # which would keep the tensors beyond this block
                 if not memory_ran_out(error): raise
             if size == 1:
                 raise InputError("Memory runs out on a single problem (eval_batch_size is down to 1): lower "

@@ -26,11 +26,11 @@ from .models import locate
 from .sequences import LIMITS
 
 # %% ../../nbs/students/42_memory.ipynb #1ad279f7
-GB = 2**30 # bytes; the makers of graphics cards count so too
+GB = 2**30 # bytes
 
 
 class Shape(NamedTuple):
-    "The numbers of a decoder that decide how much memory it takes"
+    "Of a decoder, what decides how much memory it takes"
     parameters: int
     layers: int
     hidden: int # Width of the residual stream
@@ -59,7 +59,7 @@ SHAPES = {
 
 
 def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
-    "What a config.json describes: a dense decoder, or one with experts"
+    "Of a config.json: a dense decoder's, or that of one with experts"
     c = {**config, **config.get("text_config", {})}
     hidden, layers, heads, vocabulary, intermediate = (c[k] for k in (
         "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"))
@@ -92,7 +92,7 @@ class Memory(NamedTuple):
     optimizer: float
     activations: float
     logits: float
-    workspace: float # Libraries, the CUDA context, the allocator's loss
+    workspace: float # Libraries, the CUDA context
 
     @property
     def total(self) -> float: return sum(self)
@@ -111,7 +111,7 @@ METHODS = ("full", "lora", "qlora")
 
 def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # size: bytes of one number
     if method == "lora": return s.parameters * size
-    if method == "qlora": # 4 bits, and a scale for each 64 weights
+    if method == "qlora": # 4 bits, and scales
         return 0.516 * (s.parameters - s.embeddings) + s.embeddings * size
     copy = size if size < 4 and shards == 1 else 0 # to calculate with
     return s.parameters * (4 / shards + copy)
@@ -122,7 +122,7 @@ def _gpu_bytes(s: Shape, length: int, rows: int, size: int, trl: bool, other: fl
     tokens = rows * length
     inputs = (s.layers if trl else 2) * s.hidden * tokens * size
     layer = 2 * size * layer_activations(s, length, rows, masked=False) + 16 * s.hidden * tokens # float32 norms
-    activations = layer + inputs + (3 * tokens**2 if trl else 0) # the mask as booleans, then as numbers
+    activations = layer + inputs + (3 * tokens**2 if trl else 0) # the mask
     context = 0.8 * GB + 0.05 * (other + activations)
     free = room - (other + activations + context)
     return activations, min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)), context
@@ -142,7 +142,7 @@ def estimate(s: Shape, method: str = "full", length: int = 1024, rows: int = 1, 
     if device == "cpu":
         slack = 1.25 if method == "full" or rows == 1 else 1.7 # what the allocator loses, measured below
         activations = 4 * slack * s.layers * layer_activations(s, length, rows, masked=rows > 1)
-        logits, workspace = 3 * 2**26, GB # chunks of 64 MB; libraries
+        logits, workspace = 3 * 2**26, GB
     else:
         other = weights + 12 * trainable + gathered
         activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine == "trl", other, room * GB)
@@ -151,7 +151,7 @@ def estimate(s: Shape, method: str = "full", length: int = 1024, rows: int = 1, 
 
 # %% ../../nbs/students/42_memory.ipynb #44f9db71
 def container_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
-    "Bytes that the limits of this process's control groups (version 2) leave, its cache given up; or infinity"
+    "Bytes that the limits of this process's control groups (version 2) leave; infinity where there are none"
     room, group = math.inf, root
     with contextlib.suppress(OSError): group = root / own.read_text().strip().removeprefix("0::/")
     for folder in (group, *group.parents):
@@ -163,13 +163,11 @@ def container_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
 
 
 def gpu_count() -> int:
-    "GPUs on which torch can train here"
     import torch
     return torch.cuda.device_count()
 
 
 def available(device: str) -> tuple[float, str]: # GB, and the name of the device
-    "The memory that is free for training"
     if device == "cpu": return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
     import torch
     free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
@@ -186,7 +184,7 @@ class Card(NamedTuple):
 
 @cache
 def cards() -> tuple[Card, ...]:
-    "The NVIDIA GPUs that programs may use here, by the driver's own tool: torch takes seconds to import"
+    "The NVIDIA GPUs that programs may use here, by the driver's own tool"
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"
     try: lines = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired): return ()
@@ -206,14 +204,14 @@ def _plans(cfg: Settings, longest: int, gpus: int):
         for p in sorted({processes, max(processes, gpus)}) if method == "full" else [processes]:
             share = max(1, cfg.batch_size // p)
             for micro in range(min(cfg.micro_batch_size or share, share), 0, -1):
-                if share % micro and micro != cfg.micro_batch_size: continue # no step is made up of these
+                if share % micro and micro != cfg.micro_batch_size: continue
                 yield dict(method=method, processes=p, micro_batch_size=micro, max_length=longest)
     while (longest := longest // 2) >= 256:
         yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=longest)
 
 
 class Fit(NamedTuple):
-    "Whether a student can be trained here as the settings say"
+    "Whether a student can be trained here"
     student: str
     plan: dict # method, processes, micro_batch_size, max_length
     needs: Memory
@@ -232,7 +230,7 @@ class Fit(NamedTuple):
 # %% ../../nbs/students/42_memory.ipynb #24826790
 def fit(cfg: Settings, student: str, longest: int | None = None, has: tuple[float, str] | None = None,
         gpus: int | None = None) -> Fit:
-    "By default for rows of max_length tokens, the memory (GB, name) that is `available`, the GPUs that torch counts"
+    "By default for rows of max_length tokens, the memory (GB, name) that is `available`, torch's GPUs"
     gpus = gpu_count() if gpus is None else gpus
     room, device = has or available("cuda" if gpus else "cpu")
     s = shape(student, cfg.offline)
@@ -259,7 +257,7 @@ def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memor
 
 
 def doctor_rows(cfg: Settings, gpus: tuple[Card, ...] = ()) -> list[dict]:
-    "Of each student: student, method, max_length, needs (GB), has (GB), device, fits, mend; None: nothing is known"
+    "Of each student: student, method, max_length, needs (GB), has (GB), device, fits, mend; None: not known"
     fullest, rows = min(gpus, key=lambda card: card.free, default=None), []
     has = (fullest.free, fullest.name) if fullest else available("cpu")
     for student in cfg.students:

@@ -40,7 +40,7 @@ def _convert(gguf: Path, folder: Path):
     model.load_state_dict(source.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token = "<|im_end|>", "<|endoftext|>", "<|endoftext|>"
-    tokenizer.clean_up_tokenization_spaces = False  # it would eat the space before a full stop
+    tokenizer.clean_up_tokenization_spaces = False # before a full stop
     tokenizer.model_max_length = config.max_position_embeddings
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -67,7 +67,7 @@ def embedded_student(name: str) -> Path: # With safetensors, config and tokenize
     if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}.")
     folder = cache_folder() / slug(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")): # one process converts, others wait
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         if (folder / "conversion.json").is_file(): return folder
         if name == "embedded/random-llama": source, convert = embedded_student(EMBEDDED[0]), _randomise
         else:
@@ -82,8 +82,7 @@ def embedded_student(name: str) -> Path: # With safetensors, config and tokenize
     return folder
 
 # %% ../../nbs/students/40_models.ipynb #4140db9f
-def _fetch_config(student: str):
-    "An error is to come before gigabytes are downloaded"
+def _fetch_config(student: str): # an error is to come before gigabytes
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
@@ -116,7 +115,6 @@ def _is_hub_id(name: str) -> bool: return name.count("/") == 1 and not name.star
 
 # %% ../../nbs/students/40_models.ipynb #d8efdc77
 def switches(cfg: Settings) -> dict[str, str]: # Environment variables that are not set yet, and those for being offline
-    "What torch, unsloth and the hub client read when they are imported"
     values = {"UNSLOTH_COMPILE_LOCATION": str(cache_folder() / "unsloth"), "UNSLOTH_DISABLE_STATISTICS": "1",
               "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
               "TRANSFORMERS_VERBOSITY": "error"}
@@ -131,12 +129,12 @@ def prepare(cfg: Settings):
     if cfg.threads: torch.set_num_threads(cfg.threads)
 
 # %% ../../nbs/students/40_models.ipynb #31e5a716
-def _hub_adapter(name: str, offline: bool) -> Path | None: # None where the name is that of a whole model
+def _hub_adapter(name: str, offline: bool) -> Path | None: # None: a whole model
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
     files = "adapter_config.json", "adapter_model.safetensors", "training.json", "tokenizer*", "*.jinja"
     try: folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=files))
-    except (HfHubHTTPError, OSError): return None # `locate` says what is wrong with the name
+    except (HfHubHTTPError, OSError): return None # `locate` says why
     return folder if (folder / "adapter_config.json").is_file() else None
 
 
@@ -145,7 +143,7 @@ def find_weights(
     base: str | None = None, # What an adapter was trained on; None: what its folder says
     offline: bool = True,
 ) -> tuple[str, str | None]: # Folder or hub id of the whole weights; folder of the adapter
-    "Where a student's weights are; raises InputError where that folder holds none"
+    "Raises InputError where that folder holds none"
     name = str(student)
     folder = Path(name).expanduser()
     if not folder.is_dir() and _is_hub_id(name): folder = _hub_adapter(name, offline) or folder
@@ -181,7 +179,6 @@ def best_device() -> str:
 
 
 def dtype_for(device: str) -> str: # bfloat16, float16 or float32
-    "The arithmetic in which a student answers on a device"
     import torch
     if not device.startswith("cuda"): return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -194,7 +191,7 @@ def _shapes(adapter: str) -> dict[str, list[int]]:
 
 
 def brings_tokens(adapter: str) -> bool:
-    "Whether an adapter's folder holds embeddings, since tokens were added"
+    "Whether an adapter's folder holds embeddings besides"
     return any(".lora_" not in name for name in _shapes(adapter))
 
 
@@ -208,11 +205,11 @@ def _with_adapter(model, adapter: str): # InputError where the adapter was train
         model = get_peft_model(model, PeftConfig.from_pretrained(adapter))
         odd = sum(model.load_adapter(adapter, "default"), []) # missing and unexpected
         if rows - before <= 512 and not any(".lora_" in name for name in odd): return model
-    except (RuntimeError, ValueError): pass # of another width, or without the layers that it changes
+    except (RuntimeError, ValueError): pass # another width, or none of its layers
     raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base "
                      f"{Path(model.config._name_or_path).name}: name the base that it was trained on.")
 
-# %% ../../nbs/students/40_models.ipynb #ba306d79
+
 def load_tokenizer(base: str, adapter: str | None = None, revision: str | None = None):
     "An adapter's own tokenizer, or its base's; it pads on the left"
     from transformers import AutoTokenizer
@@ -226,16 +223,16 @@ def load_model(
     adapter: str | None = None, # Folder
     device: str | None = None, # As torch names it; None: `best_device`
     revision: str | None = None, # Commit of a base on the hub
-): # In evaluation mode; raises InputError where they do not go together
-    "A student's model, its adapter in place"
+): # In evaluation mode, its adapter in place
+    "Raises InputError where they do not go together"
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     device = device or best_device()
     if adapter: needs("peft", "train")
-    disable_progress_bar() # of what takes a second
+    disable_progress_bar()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=UserWarning, module="peft") # its advice is meant for whoever trains
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft") # advice for whoever trains
         try:
             model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
                                                          use_safetensors=True)

@@ -60,7 +60,7 @@ class Encoded(NamedTuple):
 
 
 def _tokenised(rows: list[Mapping[str, Any]], tokenizer, size: int = 1000) -> Iterator[Encoded]:
-    "Many are tokenised at a time, which is faster than one by one"
+    "Many at a time, which is faster than one by one"
     for start in range(0, len(rows), size):
         prompts, answers = zip(*(_texts(row, tokenizer) for row in rows[start:start + size]), strict=True)
         for prompt, answer in zip(
@@ -83,7 +83,7 @@ def loss_text(labels: Encoded | Sequence[int], tokenizer) -> str: # Special toke
 
 # %% ../../nbs/students/41_sequences.ipynb #4d7e1603
 class Mask(NamedTuple):
-    "A training row with its loss mask in sight, where HTML is shown"
+    "A training row with its loss mask in sight"
     given: str # The prompt
     learnt: str # The answer, with the token that ends it
     n_given: int # Tokens
@@ -96,7 +96,6 @@ class Mask(NamedTuple):
 
 
 def show_mask(row: Mapping[str, Any] | pd.Series, tokenizer) -> Mask:
-    "What is given, what is learnt, where it ends"
     ids, labels = encode_row(row, tokenizer)
     n = sum(label == IGNORED for label in labels) # all before the first that is learnt
     given, learnt = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:n], ids[n:]))
@@ -107,7 +106,7 @@ _pads = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|PAD_
 
 
 def add_pad(tokenizer) -> None:
-    "Where none is set, or the end token is, take one that the vocabulary holds in reserve"
+    "Where none is set, or the end token is, take one that the vocabulary reserves"
     if tokenizer.pad_token not in (None, tokenizer.eos_token): return
     vocabulary = tokenizer.added_tokens_encoder
     tokenizer.pad_token = next((t for t in _pads if t in vocabulary and t != tokenizer.eos_token), tokenizer.pad_token)
@@ -121,7 +120,7 @@ _mends = {"chat_template": "one of three roles, or name an instruction-tuned stu
 
 
 def check_tokenizer(tokenizer, student: str) -> None:
-    "An InputError where rows cannot be written, or the student cannot learn where to stop"
+    "An InputError where the student cannot learn from rows, or where to stop"
     for name, mend in _mends.items():
         if getattr(tokenizer, name) is None:
             raise InputError(f"The tokenizer of {student} has no {name}: set tokenizer.{name} to {mend}.")
@@ -146,7 +145,6 @@ def add_think_tokens(model, tokenizer) -> None:
 
 # %% ../../nbs/students/41_sequences.ipynb #1a7e91b9
 def _checked(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    "The rows, each with all that it must have"
     records = rows.to_dict("records")
     for k, row in enumerate(records):
         columns = ["question", "answer", "response"] + ["trace"] * (row.get("variant", "ST-NT") != "ST-NT")
@@ -202,7 +200,7 @@ def _cut(row: dict[str, Any], tokenizer, max_length: int) -> Encoded | None:
         if head is None: return None
         encoded = encode_row({**row, "trace": head[1]}, tokenizer)
         if len(encoded.input_ids) <= max_length: return encoded
-        n -= len(encoded.input_ids) - max_length # tokens around the cut may differ from those of the whole
+        n -= len(encoded.input_ids) - max_length # tokens around the cut may differ
     return None
 
 

@@ -30,7 +30,6 @@ from .sequences import add_pad, add_think_tokens, check_tokenizer, encode, lengt
 
 # %% ../../nbs/students/44_training.ipynb #015a0a88
 class Recipe(NamedTuple):
-    "What belongs to one student"
     learning_rate: float # Peak of the cosine schedule
     origin: str
 
@@ -62,7 +61,6 @@ DECISIVE = ("method", "epochs", "batch_size", "warmup_ratio", "weight_decay", "l
 
 
 def chosen(cfg: Settings, student: str): # A pandas Styler: value and meaning by setting
-    "What this run trains `student` with"
     recipe = None if cfg.learning_rate is not None else recipe_of(student)
     rows = {"learning_rate": (learning_rate(cfg, student), recipe.origin if recipe else "set by hand"),
             **{key: (getattr(cfg, key), type(cfg).model_fields[key].description) for key in DECISIVE}}
@@ -78,7 +76,7 @@ class Layout(NamedTuple):
     accumulated: int # … so many times in one step
     packed: bool # Or padded
     precision: str
-    sharded: bool # Whether weights are spread over the processes
+    sharded: bool # Weights are spread over the processes
 
 
 def _precision(cfg: Settings, gpus: int) -> str:
@@ -96,7 +94,6 @@ def _precision(cfg: Settings, gpus: int) -> str:
 
 
 def layout(cfg: Settings) -> Layout: # InputError where the settings do not go together
-    "How this machine runs these settings"
     import torch
     gpus = torch.cuda.device_count()
     processes = cfg.processes or max(1, gpus)
@@ -116,7 +113,7 @@ def layout(cfg: Settings) -> Layout: # InputError where the settings do not go t
 
 # %% ../../nbs/students/44_training.ipynb #b5c58bc5
 def hold_out(rows: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]: # To train on, and held out
-    "Keep `n` rows out of training, chosen by their problems' ids alone"
+    "The `n` that are held out are chosen by their problems' ids alone"
     if n >= len(rows): raise InputError(f"holdout = {n} leaves none of {len(rows)} rows to train on: lower it.")
     ranks = rows["id"].map(lambda id: hashlib.sha256(id.encode()).hexdigest()).rank(method="first")
     return rows[ranks > n].reset_index(drop=True), rows[ranks <= n].reset_index(drop=True)
@@ -137,7 +134,7 @@ def order(lengths: np.ndarray, epochs: float, batch_size: int, seed: int) -> np.
 
 # %% ../../nbs/students/44_training.ipynb #1b20798c
 def tokenizer_of(cfg: Settings, student: str): # Of transformers
-    "A student's tokenizer, in a process that is going to train"
+    "In a process that is going to train"
     for module in ("torch", "unsloth", "trl", "peft"): needs(module, "train")
     prepare(cfg)
     if cfg.engine == "unsloth": import unsloth  # noqa: F401, I001 - before transformers
@@ -199,7 +196,6 @@ def _with_adapter(cfg: Settings, model, seed: int, how: Layout):
 
 
 def load(cfg: Settings, student: str, seed: int, how: Layout): # Model and tokenizer
-    "A student, ready to train"
     if how.engine == "unsloth": model, tokenizer = _unsloth_base(cfg, student, how)
     else:
         from transformers import set_seed
@@ -221,7 +217,7 @@ def _checkpointing(how: Layout) -> dict:
 
 def trainer_of(cfg: Settings, model, tokenizer, rows, held_out, how: Layout, rate: float, seed: int, scratch: Path,
                name: str = ""): # trl.SFTTrainer
-    "A trainer that goes once through `rows`, a Dataset of input_ids and labels, and saves in `scratch`"
+    "It goes once through `rows`, a Dataset of input_ids and labels, and saves in `scratch`"
     import torch
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
     from trl import SFTConfig, SFTTrainer
@@ -243,7 +239,7 @@ def trainer_of(cfg: Settings, model, tokenizer, rows, held_out, how: Layout, rat
     return trainer
 
 # %% ../../nbs/students/44_training.ipynb #e5a75975
-STOP = "stop" # file beside the checkpoints that asks several processes to end
+STOP = "stop" # a file that asks several processes to end
 
 
 def _basis(cfg: Settings, student: str, variant: str, seed: int, rows) -> dict:
@@ -264,7 +260,7 @@ def _open_scratch(cfg: Settings, scratch: Path, basis: dict):
                              f"({was or 'other training rows'}): set that back, or delete "
                              f"{scratch.relative_to(cfg.path()).as_posix()} in {cfg.out}/{cfg.profile}.")
     scratch.mkdir(parents=True, exist_ok=True)
-    (scratch / STOP).unlink(missing_ok=True) # of a run that was interrupted
+    (scratch / STOP).unlink(missing_ok=True)
     write_json(scratch / "basis.json", basis)
 
 # %% ../../nbs/students/44_training.ipynb #baa18b78
@@ -341,14 +337,13 @@ def _launch(cfg: Settings, student: str, variant: str, seed: int, rows, scratch:
 
 
 def worker(rank: int, n: int, port: int, cfg: Settings, student: str, variant: str, seed: int, rows, scratch: Path):
-    "What each of `n` processes does"
     from torch.serialization import register_package
     with open(scratch / "output.txt", "a") as output:
         for stream in (1, 2): os.dup2(output.fileno(), stream)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
                       MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     prepare(cfg.model_copy(update={"threads": cfg.threads or 1}))
-    # of several processes on a CPU, transformers has torch load a checkpoint to cpu:0
+    # transformers has torch load a checkpoint of several processes to cpu:0
     register_package(11, lambda storage: None, lambda storage, place: storage if place.startswith("cpu:") else None)
 
     def show(rows, steps): write_json(scratch / "rows.json", {"rows": rows, "steps": steps})
@@ -357,7 +352,7 @@ def worker(rank: int, n: int, port: int, cfg: Settings, student: str, variant: s
 
 # %% ../../nbs/students/44_training.ipynb #f859341b
 def merge(cfg: Settings, student: str, folder: Path) -> Path: # Its folder `merged`
-    "Save an adapter merged into its base's 16-bit weights"
+    "Save an adapter merged into 16-bit weights"
     import torch
     model = load_model(locate(student, cfg.offline), str(folder)).merge_and_unload()
     model.to(torch.bfloat16).save_pretrained(folder / "merged")
@@ -374,8 +369,8 @@ def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
     rows = {"rows of the training set": n, **{key: value for key, value in facts.items() if key != "settings"},
             **{key: settings[key] for key in DECISIVE}}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
-                      "Trained by SmolTraces to compare training sets. It is evidence, not a product: it was not made "
-                      "safe, and sets such as ST-HC-W teach wrong answers on purpose.", "",
+                      "Trained by SmolTraces to compare training sets: it was not made safe, and sets such as ST-HC-W "
+                      "teach wrong answers on purpose.", "",
                       "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items()), ""])
 
 
