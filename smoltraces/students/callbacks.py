@@ -52,7 +52,7 @@ def memory_gb() -> float:
 
 
 class Progress:
-    "A bar, and in a notebook a figure, that follow the log of a run"
+    "A bar, and in a notebook a figure, that follow a run"
     def __init__(self, title: str): self.title, self.bar, self.figure, self.last_draw = title, None, None, time.time()
 
     def __call__(self, rows: list[dict], steps: int):

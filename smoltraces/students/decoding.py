@@ -20,7 +20,7 @@ from ..settings import InputError
 from .models import free_memory
 
 # %% ../../nbs/students/45_decoding.ipynb #7fc25997
-_spare = 64 # columns to grow into, after each copy
+_spare = 64 # more columns
 
 
 def _side_by_side(parts: list, width: int):

@@ -109,7 +109,7 @@ def layer_activations(s: Shape, length: int, rows: int, masked: bool) -> float: 
 METHODS = ("full", "lora", "qlora")
 
 
-def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # size: bytes of one number
+def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float:
     if method == "lora": return s.parameters * size
     if method == "qlora": # 4 bits, and scales
         return 0.516 * (s.parameters - s.embeddings) + s.embeddings * size
@@ -140,7 +140,7 @@ def estimate(s: Shape, method: str = "full", length: int = 1024, rows: int = 1, 
     weights = _weight_bytes(s, method, size, shards) + 4 * adapter
     gathered = 2 * size * (s.embeddings + 2 * s.parameters // s.layers) if shards > 1 else 0 # from other shards
     if device == "cpu":
-        slack = 1.25 if method == "full" or rows == 1 else 1.7 # what the allocator loses, measured below
+        slack = 1.25 if method == "full" or rows == 1 else 1.7 # the allocator's loss
         activations = 4 * slack * s.layers * layer_activations(s, length, rows, masked=rows > 1)
         logits, workspace = 3 * 2**26, GB
     else:

@@ -150,8 +150,7 @@ def find_weights(
     if not folder.is_dir(): return locate(name, offline), None
     if (folder / "adapter_config.json").is_file(): return _base_of(folder, base, offline), str(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter: name the folder of "
-                         "one trained student, such as students/…/ST/seed-0.")
+        raise InputError(f"{folder.name} holds neither whole weights nor an adapter: name a trained student's folder.")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"{folder.name} holds no weights in safetensors: train or save it again.")
     return str(folder), None

@@ -21,7 +21,6 @@ from ..settings import InputError
 
 # %% ../../nbs/students/41_sequences.ipynb #2aef7790
 def render(tokenizer, chat: list[dict[str, str]], student: str, **options) -> str:
-    "Chat messages in a student's template"
     try: return tokenizer.apply_chat_template(chat, tokenize=False, **options, **TEMPLATE)
     except Exception as e: # a template is a program, and raises what it likes
         why = (str(e) or type(e).__name__).splitlines()[0].rstrip(".")

@@ -118,7 +118,7 @@ def hold_out(rows: pd.DataFrame, n: int) -> tuple[pd.DataFrame, pd.DataFrame]: #
     ranks = rows["id"].map(lambda id: hashlib.sha256(id.encode()).hexdigest()).rank(method="first")
     return rows[ranks > n].reset_index(drop=True), rows[ranks <= n].reset_index(drop=True)
 
-# %% ../../nbs/students/44_training.ipynb #e0e86484
+
 def order(lengths: np.ndarray, epochs: float, batch_size: int, seed: int) -> np.ndarray:
     "Indices of rows (of so many tokens), each once an epoch"
     rng, batches = np.random.default_rng(seed), []
