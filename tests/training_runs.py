@@ -1,6 +1,6 @@
 """Train tiny students in a process apart, since Unsloth changes transformers for good: training_runs.py PART FOLDER
 
-basics FOLDER: a run in one go, one that is interrupted at step 2 and resumed, and one with a row that spoils the loss
+basics FOLDER: a run in one go, one that is interrupted at step 2 and resumed, and one whose loss is no number
 families FOLDER CACHE: of each family, whole weights and an adapter: a run, and the same run broken off and resumed
 run FOLDER KEY=VALUE…: one run of the smoke profile with these settings; interrupt=K: Ctrl-C is pressed at step K;
     wait=K: several processes wait at step K until they are asked to stop
@@ -70,31 +70,26 @@ def basics(folder: Path):
     scratch = other.path("students", "embedded--random-llama", "ST-HC", ".seed-0.checkpoints")
     checkpoint = int(last_checkpoint(scratch).name.rpartition("-")[2])
     resumed = result(training.finetune(other, RANDOM, "ST-HC", 0, rows))
-    row, message = spoilt(cfg, rows)
     (folder / "basics.json").write_text(json.dumps({
-        "whole": whole, "interrupt": interrupt, "checkpoint": checkpoint, "resumed": resumed, "row": row,
-        "message": message}))
+        "whole": whole, "interrupt": interrupt, "checkpoint": checkpoint, "resumed": resumed,
+        "message": spoilt(cfg, rows)}))
 
 
-def spoilt(cfg, rows) -> tuple[str, str | None]:
-    "Train with a row whose tokens the model has no finite embedding for: its problem, and what is said"
+def spoilt(cfg, rows) -> str | None:
+    "Train a model whose output is no number: what is said"
     load = training.load
 
     def load_with_nan(*args):
         import torch
         model, tokenizer = load(*args)
-        token = tokenizer.encode(" Ω", add_special_tokens=False)[-1]
-        with torch.no_grad(): model.get_input_embeddings().weight[token] = float("nan")
+        with torch.no_grad(): model.get_input_embeddings().weight.fill_(float("nan"))
         return model, tokenizer
 
-    train, _ = training.hold_out(rows, cfg.holdout)
-    problem, rows = train["id"][3], rows.copy()
-    rows.loc[rows["id"] == problem, "response"] += " Ω"
     training.load = load_with_nan
     try: training.finetune(cfg, RANDOM, "ST-HC", 1, rows)
-    except InputError as e: return problem, str(e)
+    except InputError as e: return str(e)
     finally: training.load = load
-    return problem, None
+    return None
 
 
 class Broken(BaseException):

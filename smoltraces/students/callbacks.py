@@ -12,7 +12,6 @@ import math
 import resource
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,38 +23,28 @@ from ..settings import InputError
 from .decoding import memory_ran_out
 
 # %% ../../nbs/students/43_callbacks.ipynb #91dcac97
-def tokens_per_second(
-    log: pd.DataFrame, # tokens, seconds
-    last: int = 10, # Steps over which it is taken
-) -> float: # NaN before the second step
-    "Tokens a second over the last steps, padding left out"
+def tokens_per_second(log: pd.DataFrame, last: int = 10) -> float: # NaN before the second step
+    "Padding left out"
     if len(log) < 2: return float("nan")
     start, end = log.iloc[-last - 1:].iloc[[0, -1]].to_dict("records")
     return (end["tokens"] - start["tokens"]) / max(end["seconds"] - start["seconds"], 1e-9)
 
 
-def plot_training(
-    log: pd.DataFrame, # step, loss, learning_rate, tokens, seconds, eval_loss
-    title: str = "",
-): # A matplotlib figure
-    "Loss and learning rate by step"
+def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
     import matplotlib.pyplot as plt
-    figure, (loss, rate) = plt.subplots(1, 2, figsize=(8, 2.6), width_ratios=[2, 1], layout="constrained")
-    loss.plot(log["step"], log["loss"], marker="o", markersize=2.5, label="training")
+    figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
+    axes.plot(log["step"], log["loss"], marker="o", markersize=2.5, label="training")
     if (held_out := log.dropna(subset="eval_loss")).size:
-        loss.plot(held_out["step"], held_out["eval_loss"], marker="s", linestyle="--", color="black", label="held out")
-        loss.legend(frameon=False)
-    loss.set(xlabel="optimizer step", ylabel="loss, assistant's tokens", title=title, ylim=(0, None))
-    rate.plot(log["step"], log["learning_rate"], color="gray")
-    rate.set(xlabel="optimizer step", ylabel="learning rate", ylim=(0, None))
-    rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    for axes in (loss, rate): axes.spines[["top", "right"]].set_visible(False)
+        axes.plot(held_out["step"], held_out["eval_loss"], marker="s", linestyle="--", color="black", label="held out")
+        axes.legend(frameon=False)
+    axes.set(xlabel="optimizer step", ylabel="loss, assistant's tokens", title=title, ylim=(0, None))
+    axes.spines[["top", "right"]].set_visible(False)
     plt.close(figure)
     return figure
 
 # %% ../../nbs/students/43_callbacks.ipynb #8cd59084
 def memory_gb() -> float:
-    "Most memory this process has used so far, in GB: of the GPU where there is one"
+    "This process's peak so far, in GB: of the GPU where there is one"
     import torch
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -63,21 +52,17 @@ def memory_gb() -> float:
 
 
 class Progress:
-    "A bar, and in a notebook a figure, that follow the log of a run"
-    def __init__(self, title: str, every: float = 5): # Seconds between two drawings
-        self.title, self.every, self.bar, self.figure, self.last_draw = title, every, None, None, time.time()
+    "A bar, and in a notebook a figure, that follow a run"
+    def __init__(self, title: str): self.title, self.bar, self.figure, self.last_draw = title, None, None, time.time()
 
     def __call__(self, rows: list[dict], steps: int):
-        "Show the rows so far, of `steps` to come in all"
         from tqdm.auto import tqdm
-        if not rows: return
         step, log = rows[-1]["step"], pd.DataFrame(rows)
         if self.bar is None: self.bar = tqdm(total=steps, initial=step - 1, desc=self.title, unit="step")
         self.bar.update(step - self.bar.n)
-        postfix = {"loss": f"{rows[-1]['loss']:.3f}", "GB": f"{rows[-1]['memory_gb']:.1f}"}
-        if len(rows) > 1: postfix["tokens/s"] = f"{tokens_per_second(log):,.0f}"
-        self.bar.set_postfix(postfix)
-        if step == steps or time.time() - self.last_draw >= self.every: self._draw(log)
+        self.bar.set_postfix({"loss": f"{rows[-1]['loss']:.3f}", "GB": f"{rows[-1]['memory_gb']:.1f}",
+                              "tokens/s": f"{tokens_per_second(log):,.0f}"})
+        if step == steps or time.time() - self.last_draw >= 5: self._draw(log)
 
     def _draw(self, log: pd.DataFrame):
         from IPython import get_ipython
@@ -94,30 +79,22 @@ class Progress:
 LOG = "log.json" # in each checkpoint
 
 
-def last_checkpoint(
-    folder: Path, # Where a trainer saves
-) -> Path | None: # None where nothing whole is there
-    "The newest checkpoint that was finished"
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{LOG}")]
-    return max(whole, key=_step, default=None)
+def last_checkpoint(folder: Path) -> Path | None:
+    "The newest checkpoint that a trainer finished in its folder"
+    return max((path.parent for path in folder.glob(f"checkpoint-*/{LOG}")), key=_step, default=None)
 
 
 def _step(checkpoint: Path) -> int: return int(checkpoint.name.rpartition("-")[2])
 
 
-def read_log(checkpoint: Path) -> list[dict]:
-    "The rows of the log up to a checkpoint"
-    return read_json(checkpoint / LOG)["rows"]
+def read_log(checkpoint: Path) -> list[dict]: return read_json(checkpoint / LOG)["rows"]
 
 # %% ../../nbs/students/43_callbacks.ipynb #ffd3a45f
-def log_callback(
-    show: Callable[[list[dict], int], None], # Called with the rows so far and the steps in all
-    rows: list[dict], # The rows of a run that goes on; grows
-    tokens_of: Callable[[], int], # Tokens trained on since this process began, where trl does not count them
-    minutes: float = 0, # Between checkpoints; 0: none
-    stop: Callable[[], bool] = lambda: False, # Whether to save a checkpoint and end
-):
-    "A callback for transformers' Trainer"
+def log_callback(show: Callable[[list[dict], int], None], rows: list[dict], tokens_of: Callable[[], int],
+                 minutes: float = 0, stop: Callable[[], bool] = lambda: False):
+    """A callback for transformers' Trainer: it shows `rows`, which grow, and the steps in all
+
+    A checkpoint is saved after so many `minutes` and before a `stop`; `tokens_of` counts where trl does not"""
     from transformers import TrainerCallback
     before = rows[-1] if rows else {"tokens": 0, "seconds": 0.0}
 
@@ -138,8 +115,10 @@ def log_callback(
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "eval_loss" in logs and rows: rows[-1]["eval_loss"] = float(logs["eval_loss"])
             if "loss" not in logs: return
-            rows.append({"step": state.global_step, "loss": float(logs["loss"]),
-                         "learning_rate": float(logs["learning_rate"]), "grad_norm": float(logs["grad_norm"]),
+            row = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}
+            if not math.isfinite(row["grad_norm"]): # before weights that are no numbers are saved
+                raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate.")
+            rows.append({"step": state.global_step, **row,
                          "tokens": before["tokens"] + int(logs.get("num_tokens", 0) or tokens_of()), "eval_loss": None,
                          "seconds": round(before["seconds"] + time.time() - self.start, 3), "memory_gb": memory_gb()})
             if state.is_world_process_zero: show(rows, state.max_steps)
@@ -158,68 +137,34 @@ def _first_decides(stop: bool, args) -> bool:
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
     "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
-    if threading.current_thread() is not threading.main_thread(): # which alone gets signals
-        yield lambda: False
-        return
-    flag, before = threading.Event(), signal.getsignal(signal.SIGINT)
+    interrupts, before = [], signal.getsignal(signal.SIGINT)
 
     def note(number, frame):
-        flag.set()
+        interrupts.append(number)
         signal.signal(signal.SIGINT, before)
     signal.signal(signal.SIGINT, note)
-    try: yield flag.is_set
+    try: yield lambda: bool(interrupts)
     finally: signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/students/43_callbacks.ipynb #0f69ec22
-def _row_names(batch: dict, names: dict[tuple, str]) -> list[str]:
-    "The problems in a batch of padded rows, or of rows laid end to end"
-    import torch
-    rows = []
-    for k, ids in enumerate(batch["input_ids"].cpu()):
-        if "attention_mask" in batch: rows.append(ids[batch["attention_mask"][k].bool().cpu()])
-        else: rows += torch.tensor_split(ids, (batch["position_ids"][k] == 0).nonzero()[1:, 0].cpu())
-    return [names[ids] for ids in (tuple(row.tolist()) for row in rows) if ids in names]
-
-
 class Guard:
-    "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends, where, and what to do"
-    def __init__(
-        self,
-        trainer,
-        names: dict[tuple, str], # Token ids of a row: its problem
-        advice: str, # What to lower where memory runs out
-        scratch: Path, # Where the trainer saves, for what a restart begins from
-    ):
-        self.trainer, self.names, self.advice, self.scratch = trainer, names, advice, scratch
-        self.tokens, self.step, self.batches, self.last_batches = 0, 0, [], []
+    "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends and what to do"
+    def __init__(self, trainer, advice: str, scratch: Path): # advice: what to lower where memory runs out
+        self.trainer, self.advice, self.scratch, self.tokens = trainer, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self
 
     def __call__(self, model, inputs, *args, **kwargs): # Tensor of the loss; InputError where it is not finite
         import torch
-        state = self.trainer.state
-        if self.step != state.global_step:
-            self.step, self.last_batches, self.batches = state.global_step, self.batches, []
-            norms = [entry["grad_norm"] for entry in state.log_history[-3:] if "grad_norm" in entry]
-            if norms and not math.isfinite(norms[-1]): self._diverged("gradient", self.step, self.last_batches)
-        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "position_ids") if key in inputs}
-        self.batches.append(batch)
+        ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         try: loss = self.training_step(model, inputs, *args, **kwargs)
         except (RuntimeError, MemoryError) as e:
             if not memory_ran_out(e): raise
-            shape = " × ".join(map(str, inputs["input_ids"].shape))
-            raise InputError(f"Memory ran out at step {state.global_step + 1} on a batch of {shape} tokens: "
-                             f"{self.advice}. {self._restart()}") from None
-        if not torch.isfinite(loss): self._diverged("loss", state.global_step + 1, [batch])
-        self.tokens += int(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).sum())
+            self._end("Memory ran out", f" on a batch of {' × '.join(map(str, ids.shape))} tokens: {self.advice}")
+        if not torch.isfinite(loss): self._end("The loss became no number", ": lower learning_rate")
+        self.tokens += ids.numel() if mask is None else int(mask.sum())
         return loss
 
-    def _restart(self) -> str:
+    def _end(self, what: str, why: str):
         checkpoint = last_checkpoint(self.scratch)
-        return f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
-
-    def _diverged(self, what: str, step: int, batches: list[dict]):
-        rows = list(dict.fromkeys(name for batch in batches for name in _row_names(batch, self.names)))
-        more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-        where = f"at step {step}, on the rows of {', '.join(rows[:5])}{more}"
-        raise InputError(f"The {what} became no number {where}: lower learning_rate, set precision = float32, or look "
-                         f"at those rows. {self._restart()}")
+        restart = f"The checkpoint of step {_step(checkpoint)} is kept." if checkpoint else "No checkpoint was due yet."
+        raise InputError(f"{what} at step {self.trainer.state.global_step + 1}{why}. {restart}") from None

@@ -20,7 +20,7 @@ from ..settings import InputError
 from .models import free_memory
 
 # %% ../../nbs/students/45_decoding.ipynb #7fc25997
-_spare = 64 # columns to grow into, after each copy
+_spare = 64 # more columns
 
 
 def _side_by_side(parts: list, width: int):
@@ -38,7 +38,7 @@ def _layer():
     from transformers.cache_utils import DynamicLayer
 
     class GrowingLayer(DynamicLayer):
-        "Keys and values of one attention layer, of which the first `length` columns are filled"
+        "Of whose columns the first `length` are filled"
         length = 0
 
         def hold(self, keys: list, values: list, width: int):
@@ -58,16 +58,15 @@ def _layer():
 
 
 def _check_cache(model):
-    "Models with other memories (state spaces, linear attention) cannot be cut and joined so"
+    "State spaces and linear attention cannot be cut and joined so"
     from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-    others = [layer for layer in DynamicCache(config=model.config).layers
-              if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer)]
-    if others: raise InputError(f"{type(model).__name__} has layers of another kind than attention ({others[0]!r}), "
-                                "which the backend hf does not run: set backend = vllm.")
+    if {*map(type, DynamicCache(config=model.config).layers)} - {DynamicLayer, DynamicSlidingWindowLayer}:
+        raise InputError(f"{type(model).__name__} has layers of another kind than attention, which the backend hf does "
+                         "not run: set backend = vllm.")
 
 # %% ../../nbs/students/45_decoding.ipynb #676942da
 def _attention(module, query, key, value, attention_mask, **options):
-    "transformers' `sdpa`, which for a single new token reads shared keys where they are"
+    "transformers' `sdpa`, but for a single new token shared keys are read where they are"
     from torch.nn.functional import scaled_dot_product_attention
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     if query.shape[2] > 1 or options.get("position_bias") is not None:
@@ -79,7 +78,6 @@ def _attention(module, query, key, value, attention_mask, **options):
 
 @contextmanager
 def _sharing_keys(model):
-    "Where it helps, the model attends by `_attention` inside this block"
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
     if model.device.type != "cpu" or model.config._attn_implementation != "sdpa":
@@ -93,7 +91,7 @@ def _sharing_keys(model):
 
 # %% ../../nbs/students/45_decoding.ipynb #4c88a7e4
 def _likeliest(chances, top_p: float):
-    "Zero for all but the likeliest tokens that make up `top_p`; rows × vocabulary"
+    "Zero for all but the likeliest tokens that make up `top_p`"
     for k in (256, chances.shape[-1]): # a whole vocabulary takes longer to sort than the model to run
         top = chances.topk(min(k, chances.shape[-1])).values
         reached = top.double().cumsum(-1)
@@ -102,13 +100,8 @@ def _likeliest(chances, top_p: float):
     return chances.where(chances >= top.gather(-1, n - 1), 0)
 
 
-def choose(
-    logits, # Rows × vocabulary
-    noise=None, # Rows: uniform in [0, 1); None: greedy
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-): # Rows: token ids
-    "The next token of each row"
+def choose(logits, noise=None, temperature: float = 1.0, top_p: float = 1.0): # Token ids, one a row
+    "Of logits (rows × vocabulary) by noise (rows; uniform in [0, 1)), or greedily"
     if noise is None: return logits.argmax(-1)
     import torch
     chances = (logits.float() / temperature).softmax(-1)
@@ -121,13 +114,12 @@ def choose(
 class Answer(NamedTuple):
     "What a model wrote"
     output: str # Without special tokens
-    n_tokens: int # Generated, with the one that ended it
-    truncated: bool # Whether it was cut off at `max_new_tokens`
+    n_tokens: int # With the one that ended it
+    truncated: bool # At `max_new_tokens`
 
 
 @dataclass
 class _Row:
-    "A prompt that is being answered"
     index: int
     prompt: list[int]
     noise: Any # numpy's generator, where sampled
@@ -136,17 +128,8 @@ class _Row:
     done: bool = False
 
 
-class _Part(NamedTuple):
-    "Rows of one cache that go on"
-    rows: list[_Row]
-    cache: Any
-    places: list[int] | slice # of the rows in the cache
-    begin: int # first column that one of them needs
-    end: int # column after the last
-
-
 def _by_length(rows: list[_Row]) -> list[list[_Row]]:
-    "Rows in groups of nearly the same length, longest first: what pads a prompt is computed too"
+    "Longest first; what pads a prompt is computed too"
     groups = []
     for row in sorted(rows, key=lambda row: -len(row.prompt)):
         if groups and len(row.prompt) > 0.75 * len(groups[-1][0].prompt): groups[-1].append(row)
@@ -156,18 +139,17 @@ def _by_length(rows: list[_Row]) -> list[list[_Row]]:
 # %% ../../nbs/students/45_decoding.ipynb #ed14c544
 @dataclass
 class _Batch:
-    "Rows that are answered side by side"
     model: Any
     ends: set[int] # tokens that end an answer
-    limit: int # tokens of an answer at most
+    limit: int # of tokens
     temperature: float
     top_p: float
-    on_token: Callable[[int, int], None] # called with index and token
+    on_token: Callable[[int, int], None]
     rows: list[_Row] = field(default_factory=list)
     cache: Any = None
 
     def _next_tokens(self, rows: list[_Row], cache, ids: list[list[int]], columns: int) -> list[_Row]:
-        "Give each row its next token; returns those that ended with it"
+        "Returns those that ended with it"
         import torch
         device = self.model.device
         where = torch.arange(columns, device=device)[None]
@@ -187,37 +169,35 @@ class _Batch:
         return ended
 
     def step(self) -> list[_Row]:
-        "One more token for every row"
         columns = self.cache.get_seq_length() + 1
         return self._next_tokens(self.rows, self.cache, [row.tokens[-1:] for row in self.rows], columns)
 
     def change(self, fresh: list[_Row]) -> list[_Row]:
-        "Remove the rows that ended and add others; returns those that ended at their first token"
+        "Rows that ended leave, others come; returns those that ended at their first token"
         from transformers import Cache
         places, ended, parts = [k for k, row in enumerate(self.rows) if not row.done], [], []
-        if places:
-            rows = [self.rows[k] for k in places]
-            parts.append(_Part(rows, self.cache, places, min(row.pad for row in rows), self.cache.get_seq_length()))
+        if places: parts.append(([self.rows[k] for k in places], self.cache, places))
         for rows in _by_length(fresh):
             cache, end = Cache(layer_class_to_replicate=_layer()), len(rows[0].prompt)
             for row in rows: row.pad = end - len(row.prompt)
             ended += self._next_tokens(rows, cache, [[0] * row.pad + row.prompt for row in rows], end)
-            parts.append(_Part(rows, cache, slice(None), 0, end))
-        self.rows, self.cache = [row for part in parts for row in part.rows], parts[0].cache if parts else None
+            parts.append((rows, cache, slice(None)))
+        self.rows, self.cache = [row for rows, *_ in parts for row in rows], parts[0][1] if parts else None
         if places or len(parts) > 1: self._join(parts)
         return ended
 
-    def _join(self, parts: list[_Part]):
-        "The rows of several caches, in the first one"
-        width = max(part.end - part.begin for part in parts)
+    def _join(self, parts: list[tuple]): # rows, their cache, and their places in it
+        "All of them in the first cache, without the columns that none of them needs"
+        spans = [(min(row.pad for row in rows), cache.get_seq_length()) for rows, cache, _ in parts]
+        width = max(end - begin for begin, end in spans)
+        columns = [(places, slice(None), slice(*span)) for (*_, places), span in zip(parts, spans, strict=True)]
         for n, layer in enumerate(self.cache.layers):
-            others = [part.cache.layers[n] for part in parts]
-            columns = [(part.places, slice(None), slice(part.begin, part.end)) for part in parts]
+            others = [cache.layers[n] for _, cache, _ in parts]
             layer.hold([other.keys[c] for other, c in zip(others, columns, strict=True)],
                        [other.values[c] for other, c in zip(others, columns, strict=True)], width)
             for other in others[1:]: other.keys = other.values = None
-        for part in parts:
-            for row in part.rows: row.pad += width - part.end
+        for (rows, *_), (_, end) in zip(parts, spans, strict=True):
+            for row in rows: row.pad += width - end
 
 # %% ../../nbs/students/45_decoding.ipynb #d75cfffb
 def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
@@ -230,37 +210,38 @@ def _stream(batch: _Batch, queue: deque[_Row], size: int) -> Iterator[_Row]:
         else: yield from batch.step()
 
 # %% ../../nbs/students/45_decoding.ipynb #d6cc258d
-_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED") # of torch's allocators
+_log = logging.getLogger("smoltraces")
+_complaints = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
 
 
 def memory_ran_out(error: Exception) -> bool:
-    "Whether torch or Python lacked memory, for which torch has no one class"
-    if isinstance(error, MemoryError): return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _complaints)
+    "Torch has no one class for it"
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(
+        words in str(error) for words in _complaints)
 
 
 def _encoded(model, tokenizer, prompts: Sequence[str], max_new_tokens: int) -> list[list[int]]:
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
     longest, most = max(map(len, ids), default=0), getattr(model.config, "max_position_embeddings", None)
     if most and longest + max_new_tokens > most:
-        raise InputError(f"The model reads {most} tokens, but the longest prompt has {longest} and max_new_tokens = "
-                         f"{max_new_tokens}: set max_new_tokens to {most - longest} at most.")
+        raise InputError(f"The model reads {most} tokens and the longest prompt has {longest}: set max_new_tokens to "
+                         f"{most - longest} at most.")
     return ids
 
 
 def answers(
     model, # A transformers causal language model
     tokenizer,
-    prompts: Sequence[str], # Whole, with what special tokens they need: none is added
-    max_new_tokens: int, # Longest answer
-    batch_size: int, # Prompts answered at a time at most
-    temperature: float = 0.0, # 0: greedy
+    prompts: Sequence[str], # With what special tokens they need: none is added
+    max_new_tokens: int,
+    batch_size: int, # At most; halved when memory runs out
+    temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None, # Of each prompt's noise, where sampled
-    on_shrink: Callable[[int], None] = lambda size: None, # Called with the new batch size when memory ran out
-    on_token: Callable[[int, int], None] = lambda i, token: None, # Called with a prompt's index and a token
+    on_shrink: Callable[[int], None] = lambda size: None, # With the new batch size
+    on_token: Callable[[int, int], None] = lambda i, token: None, # With a prompt's index
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
-    "Answer all prompts; raises InputError where a single one does not fit"
+    "Raises InputError where a single one does not fit"
     import torch
     _check_cache(model)
     ids, eos = _encoded(model, tokenizer, prompts, max_new_tokens), model.generation_config.eos_token_id
@@ -277,15 +258,12 @@ def answers(
                     text = tokenizer.decode(row.tokens, skip_special_tokens=True)
                     yield row.index, Answer(text, len(row.tokens), row.tokens[-1] not in ends)
                 continue
-            except Exception as error: # kept here, it would keep the tensors
+            except Exception as error: # which would keep the tensors beyond this block
                 if not memory_ran_out(error): raise
             if size == 1:
                 raise InputError("Memory runs out on a single problem (eval_batch_size is down to 1): lower "
-                                 f"max_new_tokens = {max_new_tokens}, or evaluate on a larger machine.")
+                                 f"max_new_tokens = {max_new_tokens}.")
             if size == batch_size: _log.warning("Memory ran out at %s problems a time: fewer from here on", size)
             size, batch = max(1, min(size, len(todo)) // 2), None
             on_shrink(size)
             free_memory()
-
-
-_log = logging.getLogger("smoltraces")

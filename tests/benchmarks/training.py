@@ -420,7 +420,7 @@ def memory(bench: Bench):
                               student=bench.student(name), checkpointing=bench.gpu)
             if "error" in result: continue
             expected = estimate(shape(bench.student(name)), method, n, batch, bench.precision,
-                                "cuda" if bench.gpu else "cpu", room=available()[0]).total
+                                "cuda" if bench.gpu else "cpu", room=available("cuda" if bench.gpu else "cpu")[0]).total
             print(f"  expected {expected:.2f} GB, measured {result['device']:.2f}: {expected / result['device']:.2f} × "
                   "(wanted: 1 to 1.25)", flush=True)
 

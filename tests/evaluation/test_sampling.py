@@ -21,7 +21,7 @@ from smoltraces.evaluation.benchmarks import prompt, seal
 from smoltraces.schema import Problem
 from smoltraces.settings import InputError, load_settings
 from smoltraces.students.decoding import Answer, answers
-from smoltraces.students.models import check_adapter, embedded_student, find_weights, load_model, load_tokenizer
+from smoltraces.students.models import embedded_student, find_weights, load_model, load_tokenizer
 from smoltraces.students.sequences import add_think_tokens
 
 RANDOM = "embedded/random-llama"
@@ -239,25 +239,18 @@ def test_evaluation_takes_added_tokens(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="tokens of its own.*backend = hf"): Vllm(cfg, RANDOM, "ST", 0)
 
 
-@pytest.mark.parametrize("changes, why", [
-    ({"hidden_size": 96}, "mlp.down_proj is 64 wide where the base's is 96"),
-    ({"num_key_value_heads": 4, "intermediate_size": 160}, "down_proj is 128 wide where the base's is 160"),
-    ({"num_hidden_layers": 3}, "it has 2 layers where the base has 3"),
-    ({"num_hidden_layers": 1}, "it changes model.layers.1.mlp.down_proj, which the base does not have")])
-def test_an_adapter_of_another_architecture(changes, why, plain, tmp_path):
-    other = tiny(tmp_path / "other", **changes)
-    with pytest.raises(InputError, match=f"in seed-0 does not belong to the base other: .*{re.escape(why)}"):
-        load_student(plain, base=other)
+@pytest.mark.parametrize("changes", [
+    {"hidden_size": 96}, {"num_key_value_heads": 4, "intermediate_size": 160}, {"num_hidden_layers": 3},
+    {"num_hidden_layers": 1}])
+def test_an_adapter_of_another_architecture(changes, plain, tmp_path):
+    with pytest.raises(InputError, match="in seed-0 does not belong to the base other: name the base"):
+        load_student(plain, base=tiny(tmp_path / "other", **changes))
 
 
-def test_an_adapter_of_another_vocabulary(plain, tmp_path):
+def test_an_adapter_of_another_vocabulary(tmp_path):
     grown = adapter(RANDOM, tmp_path / "grown", think=True)
-    with pytest.raises(InputError, match="knows 49154 tokens where the base knows 40000"):
+    with pytest.raises(InputError, match="in grown does not belong to the base small"):
         load_student(grown, base=tiny(tmp_path / "small", vocab_size=40000))
-    other = Path(shutil.copytree(plain, tmp_path / "other"))
-    shutil.copy(grown / "tokenizer.json", other)
-    with pytest.raises(InputError, match="no embeddings for the tokens that it added .<think>, </think>."):
-        check_adapter(str(embedded_student(RANDOM)), str(other))
 
 
 def test_a_padding_token_needs_no_embedding(tmp_path):
@@ -279,11 +272,11 @@ def test_folders_that_hold_no_student(plain, tmp_path):
     (folder / "training.json").unlink()
     settings = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": None}))
-    with pytest.raises(InputError, match=r"does not say what it was trained on.*base=…"): load_student(folder)
+    with pytest.raises(InputError, match="does not say what it was trained on"): load_student(folder)
     assert load_student(folder, base=RANDOM).name.endswith("seed-0")
     whole = (folder / "adapter_model.safetensors").read_bytes()
     (folder / "adapter_model.safetensors").write_bytes(whole[:len(whole) // 2])
-    with pytest.raises(InputError, match="seed-0/adapter_model.safetensors is not whole"):
+    with pytest.raises(InputError, match="weights in seed-0 are not whole"):
         load_student(folder, base=RANDOM)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(InputError, match="safetensors.*can run code"): load_student(folder, base=RANDOM)

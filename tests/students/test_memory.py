@@ -131,7 +131,7 @@ def test_what_is_advised_fits(student, gpus, room):
 
 
 def test_refusal_is_one_sentence(monkeypatch):
-    monkeypatch.setattr(memory, "available", lambda device=None: (4.0, "RAM"))
+    monkeypatch.setattr(memory, "available", lambda device: (4.0, "RAM"))
     monkeypatch.setattr(memory, "gpu_count", lambda: 0)
     cfg = load_settings("laptop", batch_size=32, max_length=2048)
     with pytest.raises(InputError) as refused: check_fits(cfg, "embedded/smollm2-135m-instruct")
