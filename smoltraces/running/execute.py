@@ -159,7 +159,8 @@ def _failure(cfg: Settings, stage: Stage, overrides: dict, note: dict) -> StageE
     where = executed_path(cfg, stage).relative_to(cfg.path())
     changes = [part for k, v in overrides.items() for part in ("--set", f"{k}={v}")]
     resume = shlex.join(["smoltraces", "reproduce", "--profile", cfg.profile, *changes])
-    message = f"{stage} failed: {why} Its notebook is {cfg.out}/{cfg.profile}/{where}; go on with: {resume}"
+    page = f"{cfg.out}/{cfg.profile}/{where}"
+    message = f"{stage} failed: {why.rstrip('.')}. Its notebook is {page}; go on with: {resume}"
     return StageError(scrub(message, cfg.root), 2 if kind in _bad_input else 1, kind, why)
 
 # %% ../../nbs/running/72_execute.ipynb #052ebf33
