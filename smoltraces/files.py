@@ -34,12 +34,16 @@ def short_path(path: Path) -> str: # e.g. outputs/laptop/problems.parquet, or da
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else "/".join(path.parts[-2:])
 
 
+_unwritable = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG)
+
+
 def why_not(error: Exception, path: Path) -> str | None: # None where it is not the disk that refused
     "The sentence for a disk that does not take a file; libraries raise exceptions of their own"
     number, name = getattr(error, "errno", None), Path(path).name
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
         return f"No disk space left to write {name}: free some and run again."
-    if number in (errno.EROFS, errno.EACCES, errno.EPERM):
+    refused = str(getattr(error, "filename", "")) == str(Path(path).parent) or str(error).endswith(".partial'")
+    if number in _unwritable or number == errno.ENOENT and refused: # not another file, which was to be read
         return f"{name} cannot be written ({os.strerror(number)}): make its folder writable, or set `out` to another."
     return None
 

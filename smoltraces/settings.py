@@ -59,8 +59,9 @@ def _seeds(value) -> tuple:
         if not isinstance(part, str) or ":" not in part: seeds.append(part)
         elif not re.fullmatch(r"\d+:\d+", part) or not (span := range(*map(int, part.split(":")))):
             raise ValueError(f"{part!r} holds no seed: write FIRST:END, such as 0:5 for 0, 1, 2, 3 and 4")
+        elif len(span) > 1000: raise ValueError(f"{part!r} holds {len(span):,} seeds: leave at most 1000")
         else: seeds += span
-    return tuple(seeds)
+    return tuple(dict.fromkeys(seeds))
 
 
 def _variable(name: str) -> str:
