@@ -44,7 +44,7 @@ def plot_training(log: pd.DataFrame, title: str = ""): # A matplotlib figure
 
 # %% ../../nbs/students/43_callbacks.ipynb #8cd59084
 def memory_gb() -> float:
-    "This process's peak so far, in GB: of the GPU where there is one"
+    "This process's peak in GB, of the GPU where there is one"
     import torch
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -65,12 +65,11 @@ class Progress:
         if step == steps or time.time() - self.last_draw >= 5: self._draw(log)
 
     def _draw(self, log: pd.DataFrame):
-        from IPython import get_ipython
-        from IPython.display import display
+        from IPython import display, get_ipython
         if get_ipython() is None: return
         figure, self.last_draw = plot_training(log, self.title), time.time()
         if self.figure: self.figure.update(figure)
-        else: self.figure = display(figure, display_id=True)
+        else: self.figure = display.display(figure, display_id=True)
 
     def close(self):
         if self.bar is not None: self.bar.close()
@@ -116,7 +115,7 @@ def log_callback(show: Callable[[list[dict], int], None], rows: list[dict], toke
             if "eval_loss" in logs and rows: rows[-1]["eval_loss"] = float(logs["eval_loss"])
             if "loss" not in logs: return
             row = {key: float(logs[key]) for key in ("loss", "learning_rate", "grad_norm")}
-            if not math.isfinite(row["grad_norm"]): # before weights that are no numbers are saved
+            if not math.isfinite(row["grad_norm"]): # before such weights are saved
                 raise InputError(f"The gradient became no number at step {state.global_step}: lower learning_rate.")
             rows.append({"step": state.global_step, **row,
                          "tokens": before["tokens"] + int(logs.get("num_tokens", 0) or tokens_of()), "eval_loss": None,
@@ -136,20 +135,21 @@ def _first_decides(stop: bool, args) -> bool:
 
 @contextlib.contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]: # Whether there was an interrupt
-    "Note the first interrupt instead of raising KeyboardInterrupt; a second one raises"
+    "The first interrupt is noted, a second one raises"
     interrupts, before = [], signal.getsignal(signal.SIGINT)
 
     def note(number, frame):
         interrupts.append(number)
         signal.signal(signal.SIGINT, before)
-    signal.signal(signal.SIGINT, note)
+    with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, note) # for the main thread alone
     try: yield lambda: bool(interrupts)
-    finally: signal.signal(signal.SIGINT, before)
+    finally:
+        with contextlib.suppress(ValueError): signal.signal(signal.SIGINT, before)
 
 # %% ../../nbs/students/43_callbacks.ipynb #0f69ec22
 class Guard:
-    "Takes the place of a trainer's `training_step`: counts tokens, and says why a run ends and what to do"
-    def __init__(self, trainer, advice: str, scratch: Path): # advice: what to lower where memory runs out
+    "In place of a trainer's `training_step`: counts tokens, and says why a run ends"
+    def __init__(self, trainer, advice: str, scratch: Path): # advice: where memory runs out
         self.trainer, self.advice, self.scratch, self.tokens = trainer, advice, scratch, 0
         self.training_step, trainer.training_step = trainer.training_step, self
 

@@ -241,7 +241,7 @@ def answers(
     on_shrink: Callable[[int], None] = lambda size: None, # With the new batch size
     on_token: Callable[[int, int], None] = lambda i, token: None, # With a prompt's index
 ) -> Iterator[tuple[int, Answer]]: # Index into `prompts`, as soon as it has ended
-    "Raises InputError where a single one does not fit"
+    "An InputError where a single one does not fit"
     import torch
     _check_cache(model)
     ids, eos = _encoded(model, tokenizer, prompts, max_new_tokens), model.generation_config.eos_token_id

@@ -64,7 +64,7 @@ def chosen(cfg: Settings, student: str): # A pandas Styler: value and meaning by
     recipe = None if cfg.learning_rate is not None else recipe_of(student)
     rows = {"learning_rate": (learning_rate(cfg, student), recipe.origin if recipe else "set by hand"),
             **{key: (getattr(cfg, key), type(cfg).model_fields[key].description) for key in DECISIVE}}
-    return pd.DataFrame(rows, index=["value", "meaning"]).T.astype(str).style.set_uuid("chosen")
+    return pd.DataFrame(rows, index=["value", "meaning"]).T.astype(str).style.set_uuid("chosen").format(escape="html")
 
 # %% ../../nbs/students/44_training.ipynb #ecc4ef2f
 class Layout(NamedTuple):
@@ -366,8 +366,8 @@ def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
     data = ModelCardData(base_model=base if "/" in base and not base.startswith("embedded/") else None,
                          library_name="transformers" if settings["method"] == "full" else "peft",
                          pipeline_tag="text-generation", tags=["smoltraces", "reasoning", "distillation"])
-    rows = {"rows of the training set": n, **{key: value for key, value in facts.items() if key != "settings"},
-            **{key: settings[key] for key in DECISIVE}}
+    rows = {"rows": n, **{key: settings[key] for key in DECISIVE},
+            **{key: value for key, value in facts.items() if key not in ("settings", "rows")}}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
                       "Trained by SmolTraces to compare training sets: it was not made safe, and sets such as ST-HC-W "
                       "teach wrong answers on purpose.", "",

@@ -145,7 +145,7 @@ def test_an_interrupt_saves_first_in_two_processes(basics, tmp_path):
     assert checkpoint_of(tmp_path) in (2, 3)
     again = run(tmp_path, "processes=2")
     assert again["facts"]["resumed_at"] in (2, 3)
-    assert again["log"]["loss"] == pytest.approx(basics["whole"]["log"]["loss"], abs=1e-3)
+    assert again["log"]["loss"] == pytest.approx(basics["whole"]["log"]["loss"], abs=1e-4)
 
 
 @pytest.mark.slow
