@@ -232,10 +232,13 @@ FROM_FILE: set[str] = set() # names of the variables that came from .env
 
 def load_env(file: Path) -> None: # Lines of NAME=value, if it is there; raises InputError for a line that is none
     "Take environment variables from a file, where they are not set yet"
-    from dotenv import dotenv_values
-    values = dotenv_values(file, interpolate=False)
-    if None in values.values():
-        raise InputError(f"{file.name} has a line that is no NAME=value: mend it, or put # before it.")
+    from dotenv.parser import parse_stream
+    if not file.is_file(): return
+    with open(file, encoding="utf-8") as text: lines = list(parse_stream(text))
+    for line in lines:
+        if line.error or line.key and line.value is None:
+            raise InputError(f"{file.name}, line {line.original.line} is no NAME=value: mend it, or put # before it.")
+    values = {line.key: line.value for line in lines if line.key}
     FROM_FILE.update(values)
     for name, value in values.items(): os.environ.setdefault(name, value)
 

@@ -366,8 +366,11 @@ def card(facts: dict, n: int) -> str: # Markdown with the hub's front matter
     data = ModelCardData(base_model=base if "/" in base and not base.startswith("embedded/") else None,
                          library_name="transformers" if settings["method"] == "full" else "peft",
                          pipeline_tag="text-generation", tags=["smoltraces", "reasoning", "distillation"])
-    rows = {"rows": n, **{key: settings[key] for key in DECISIVE},
-            **{key: value for key, value in facts.items() if key not in ("settings", "rows")}}
+    stated = ("student", "variant", "seed", "held_out", "dropped", "cut", "learning_rate", "steps", "engine", "device",
+              "precision", "processes") # no times: the same training has the same card
+    rows = {"rows": n, **{key: settings[key] for key in DECISIVE}, **{key: facts[key] for key in stated},
+            "last loss": f"{facts['final_loss']:.3f}",
+            "versions": ", ".join(f"{name} {version}" for name, version in facts["versions"].items())}
     return "\n".join(["---", data.to_yaml(), "---", f"# {base.rpartition('/')[2]} on {facts['variant']}", "",
                       "Trained by SmolTraces to compare training sets: it was not made safe, and sets such as ST-HC-W "
                       "teach wrong answers on purpose.", "",

@@ -6,6 +6,7 @@ import pytest
 from conftest import project, smoltraces
 
 from smoltraces import settings
+from smoltraces.files import write_json
 from smoltraces.settings import InputError
 
 
@@ -23,6 +24,7 @@ def folder(tmp_path_factory): return project(tmp_path_factory.mktemp("bad"))
     (["-s", "tasks=chain_sums"], {}, ["chain_sums", "chain_sum"]),
     (["-s", "students=embedded/smollm3"], {}, ["smollm3", "choose from"]),
     (["-s", "students=Qwen/Qwen2.5-32B-Instruct"], {}, ["Qwen2.5-32B-Instruct", "offline = false"]),
+    (["-s", "seeds=0:99999999"], {}, ["seeds", "at most 1000"]),
     (["--only", "9_nothing"], {}, ["9_nothing", "1_build_data"]),
     (["--only", "5_figures"], {}, ["is missing", "run the stage"]),
     ([], {"SMOLTRACES_EPOHS": "3"}, ["SMOLTRACES_EPOHS", "epochs"]),
@@ -36,6 +38,12 @@ def test_one_sentence_and_code_2(folder, arguments, environment, names):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     for name in names: assert name in done.stderr.replace("\n", " "), (name, last)
+
+
+@pytest.mark.parametrize("folder", ["file", "/proc", "long" * 100])
+def test_a_folder_that_cannot_be_written(tmp_path, folder):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="x.json cannot be written"): write_json(tmp_path / folder / "x.json", {})
 
 
 def test_settings_that_are_not_ini(tmp_path):
