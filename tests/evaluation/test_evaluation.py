@@ -227,7 +227,7 @@ def test_a_very_long_answer(world, tmp_path):
 
 
 @pytest.mark.parametrize("student, variant, changes, words", [
-    ("no/such-student", "Base", {}, "no/such-student is not on this machine and the run is offline"),
+    ("no/such-student", "Base", {}, "no/such-student is not on this machine"),
     ("gpt-4o", "Base", {"backend": "api", "student_url": "https://127.0.0.2/v1", "student_key": "NO_KEY"},
      "gpt-4o needs an API key: set NO_KEY in the environment"),
     ("gpt-9", "Base", {"backend": "api", "student_url": "https://127.0.0.2/v1"}, "prices has nothing on gpt-9"),
