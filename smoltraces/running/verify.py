@@ -86,6 +86,22 @@ def _record(root: Path, file: Path) -> Record:
     return Record(file.stem, {} if fault else notes, fault)
 
 
+def _ended(notes: dict) -> float: # In seconds; NaN where it is not said
+    try: return pd.Timestamp(notes["began"]).timestamp() + float(notes["seconds"])
+    except (KeyError, TypeError, ValueError): return float("nan")
+
+
+def _unedited(root: Path, records: list[Record]) -> Iterable[Record]:
+    "The records; one that was edited after the run's manifest had taken its hash is none"
+    try: manifest = read_json(root / "manifest.json")
+    except (InputError, RecursionError): manifest = {}
+    hashes = Record("", manifest if isinstance(manifest, dict) else {}).section("stages")
+    for record in records:
+        digest, is_older = hashes.get(record.stage), _ended(record.notes) <= _ended(manifest)
+        is_edited = is_older and digest and digest != sha256(root / "runs" / f"{record.stage}.json")
+        yield Record(record.stage, {}, "was edited after manifest.json had taken its hash") if is_edited else record
+
+
 def read_records(
     folder: Path, # Of a run, e.g. outputs/laptop
 ) -> list[Record]: # By name; raises InputError where there is no run
@@ -93,7 +109,8 @@ def read_records(
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder} is no folder: name that of a run, such as outputs/laptop.")
     files = [f for f in sorted((folder / "runs").glob("[!.]*.json")) if not f.name.endswith(".failed.json")]
-    if files: return [_record(folder.resolve(), file) for file in files]
+    root = folder.resolve()
+    if files: return list(_unedited(root, [_record(root, file) for file in files]))
     runs = ", ".join(sorted(str(f.parent) for f in folder.glob("*/runs")))
     mend = f"choose from {runs}" if runs else "run smoltraces reproduce, or name the folder of a run"
     raise InputError(f"{folder} holds no record of a run: {mend}.")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from small_runs import amend, predictions, small_run, stage, weights
 
-from smoltraces.files import read_json, write_json, write_text
+from smoltraces.files import read_json, sha256, write_json, write_text
 from smoltraces.running import verify as verifying
 from smoltraces.running.execute import hold
 from smoltraces.running.verify import (
@@ -399,3 +399,35 @@ def test_smoke_run(smoke, tmp_path):
     record = next(r for r in read_records(copy) if r.stage.startswith("4_evaluate") and "-ST-HC-seed-0" in r.stage)
     write_text(copy / next(iter(record.outputs)), "edited")
     assert {"results.parquet", "report.html"} <= set(verify(copy).untrusted.artefact)
+
+
+# ---- records that were edited
+
+
+def write_manifest(run):
+    hashes = {f.stem: sha256(f) for f in (run / "runs").glob("*.json")}
+    write_json(run / "manifest.json", {"began": "2026-11-23T14:00:00Z", "seconds": 600.0, "stages": hashes})
+
+
+def test_record_edited_after_the_run(run):
+    write_manifest(run)
+    assert verify(run).trusted
+    write_text(run / "data" / "ST.parquet", "edited") # with its record, so that the hashes fit
+    stage(run, "1_build_data", [], ["problems.parquet", "data/ST.parquet", "data/SBS.parquet"])
+    amend(run, "3_finetune-tiny-ST-seed-0", inputs={"data/ST.parquet": sha256(run / "data" / "ST.parquet")})
+    found = verify(run)
+    assert not found.trusted and states(found)["runs/1_build_data.json"] == CHANGED
+    assert "was edited after manifest.json" in reason(found, "runs/1_build_data.json")
+    assert found.verdict.startswith("Not to be trusted")
+
+
+def test_record_of_a_later_run_that_did_not_end(run):
+    write_manifest(run)
+    amend(run, "1_build_data", began="2026-11-23T15:00:00Z")
+    assert verify(run).trusted
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stages": 3, "began": null}'])
+def test_an_odd_manifest_of_the_run(run, text):
+    write_text(run / "manifest.json", text)
+    assert verify(run).trusted
