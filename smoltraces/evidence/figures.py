@@ -184,6 +184,7 @@ def plot_differences(comparisons: pd.DataFrame): # A matplotlib Figure: a row pe
         row[-1].set_xlim(-1, 14)
         row[-1].set_title("published, grade B", fontsize="medium", style="italic")
         for axes in row:
+            axes.set_ylim(height - 0.5, -0.5) # rows as high in every panel
             axes.axvline(0, color="0.2", lw=1.2)
             axes.set_xlabel("points above Base")
         _legend(fig, {v: _looks[v] for v in variants}, "published")
