@@ -109,8 +109,7 @@ def read_records(
     folder = Path(folder)
     if not folder.is_dir(): raise InputError(f"{folder} is no folder: name that of a run, such as outputs/laptop.")
     files = [f for f in sorted((folder / "runs").glob("[!.]*.json")) if not f.name.endswith(".failed.json")]
-    root = folder.resolve()
-    if files: return list(_unedited(root, [_record(root, file) for file in files]))
+    if files: return [_record(folder.resolve(), file) for file in files]
     runs = ", ".join(sorted(str(f.parent) for f in folder.glob("*/runs")))
     mend = f"choose from {runs}" if runs else "run smoltraces reproduce, or name the folder of a run"
     raise InputError(f"{folder} holds no record of a run: {mend}.")
@@ -263,7 +262,8 @@ def verify(
     folder: Path, # Of a run, e.g. outputs/laptop
 ) -> Verification: # Raises InputError where no run is recorded there
     "Hash all that a run's records name again, and follow each difference to what came from it"
-    root, records = Path(folder).resolve(), read_records(folder)
+    root = Path(folder).resolve()
+    records = list(_unedited(root, read_records(folder)))
     names = list(dict.fromkeys(name for r in records for name in (*r.inputs, *r.outputs)))
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
         now = dict(zip(names, pool.map(lambda name: look(root, name), names), strict=True))
