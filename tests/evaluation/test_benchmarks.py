@@ -217,6 +217,7 @@ def test_gpqa_is_sealed(specs, tmp_path, caplog):
     assert plain(caplog.text) == []
 
 
+@pytest.mark.slow
 def test_plain_lm_eval(specs, tmp_path):
     "From the command line, its own log and cache on: GPQA is in none of them, nor in what is printed"
     files = {name: spec.partition("@")[2] for name, spec in specs.items()}

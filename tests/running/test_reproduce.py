@@ -146,6 +146,7 @@ def test_ctrl_c_stops_and_says_how_to_go_on(tmp_path):
     assert {"1_build_data.json", "2_analyse_traces-teachers.json"} <= done and len(done) < 15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [".", "nbs/experiments"])
 @pytest.mark.parametrize("notebook", ["1_build_data", "2_analyse_traces", "3_finetune", "4_evaluate", "5_figures"])
 def test_plain_papermill(smoke, tmp_path_factory, notebook, where):

@@ -56,6 +56,7 @@ def basics(tmp_path_factory) -> dict:
     return json.loads((folder / "basics.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_run_leaves_a_whole_folder(basics):
     whole = basics["whole"]
     assert whole["log"]["step"] == [1, 2, 3, 4] and whole["log"]["loss"][-1] < whole["log"]["loss"][0]
@@ -64,6 +65,7 @@ def test_a_run_leaves_a_whole_folder(basics):
     assert not [name for name in whole["files"] if name.endswith((".bin", ".pt", ".pth"))]
 
 
+@pytest.mark.slow
 def test_an_interrupt_saves_first_and_the_next_run_goes_on(basics):
     assert basics["interrupt"] == "Stopped at step 3, which is kept: run it again to go on."
     assert basics["checkpoint"] == 3 and basics["resumed"]["facts"]["resumed_at"] == 3
@@ -71,6 +73,7 @@ def test_an_interrupt_saves_first_and_the_next_run_goes_on(basics):
     assert basics["resumed"]["beside"] == ["seed-0"] # no checkpoint is left behind
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_the_run(basics):
     assert basics["message"] == ("The loss became no number at step 1: lower learning_rate. "
                                  "No checkpoint was due yet.")

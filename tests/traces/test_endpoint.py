@@ -50,6 +50,7 @@ def child(url: str, path: str, n: int, messages: str = os.devnull):
     ask_all(url, path, n)
 
 
+@pytest.mark.slow
 def test_thirty_percent_fail(tmp_path):
     faults = {"429": 0.05, "500": 0.05, "reset": 0.05, "hang": 0.02, "malformed": 0.04, "empty_choices": 0.04,
               "cut": 0.05}
